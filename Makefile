@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up everything they need in .venv and run.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test fast lint wheel bench clean
+
+demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
+	dvc repro
+	@echo "Report: results/evaluate/report.html    Bundle: results/export/bundle"
+
+test: .venv/.ready            ## all tests
+	$(BIN)/python -m pytest -q
+
+fast: .venv/.ready            ## the tests that take seconds
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: .venv/.ready            ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.ready           ## side-by-side benchmarks of this machine
+	for name in depthwise engines; do $(BIN)/python -m benchmarks.$$name; done
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:                        ## results and caches, not the environment
+	rm -rf results .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache

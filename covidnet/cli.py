@@ -1,0 +1,278 @@
+"""`covidnet <verb>`: load params.yaml, call one stage, say where the results lie.
+
+Every heavy import sits inside its verb, so that `covidnet --help` answers at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from covidnet.errors import CovidnetError
+
+app = typer.Typer(
+    name="covidnet",
+    help="Design, train, explain and export a small 3D classifier for your own chest CTs. "
+    "Research software: no output is a diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Whole pipeline on one machine: [bold]dvc repro[/]. One verb: [bold]covidnet VERB --help[/] shows an example.",
+)
+
+Params = Annotated[Path | None, typer.Option("--params", help="Configuration file; default: params.yaml here.")]
+Override = Annotated[
+    list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Override a parameter, e.g. -S search.steps=200.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; default: under `results` of params.yaml.")]
+
+
+def _example(*lines: str) -> str:
+    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
+
+
+def _config(params: Path | None, overrides: list[str] | None) -> Any:
+    from covidnet.config import load
+
+    return load(params, overrides)
+
+
+def _say(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    """End of a stage: its numbers and where the results lie."""
+    if as_json:
+        print(json.dumps({"out": str(out), "metrics": result}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in result.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console = Console()
+    console.print(table)
+    console.print(f"Results: {out}")
+
+
+@app.command(epilog=_example("covidnet inspect scan.nii.gz", "covidnet inspect series_folder/ --json"))
+def inspect(path: Annotated[Path, typer.Argument(help="DICOM series folder, NIfTI file, or folder of slices.")], as_json: Json = False) -> None:
+    """Decode one scan and print what it is."""
+    from covidnet.data.sources import facts, read_scan
+
+    found = facts(read_scan(path))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:<14}{'; '.join(value) or 'none' if name == 'warnings' else value}")
+
+
+@app.command(epilog=_example("covidnet ingest", "covidnet ingest -S data.source=nifti -S data.root=/data/mosmed"))
+def ingest(params: Params = None, overrides: Override = None, out: Out = None, as_json: Json = False) -> None:
+    """Source to packed dataset: decode, orient, crop to the lungs, window, resize, split by patient."""
+    from covidnet import stages
+
+    config = _config(params, overrides)
+    target = out or stages.dataset_of(config)
+    _say(stages.ingest(config, target), target, as_json)
+
+
+@app.command(
+    epilog=_example("covidnet audit results/dataset", "covidnet audit . --splits train.json validation.json test.json")
+)
+def audit(
+    path: Annotated[Path, typer.Argument(help="Packed dataset, or the folder that the split files are relative to.")],
+    splits: Annotated[
+        bool, typer.Option("--splits", help="Audit split files in the authors' JSON form: train validation test, in that order.")
+    ] = False,
+    files: Annotated[list[Path] | None, typer.Argument(help="The split files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for leaks: patients in two splits, a split inside another, duplicate scans, empty classes. Exit 1 on a leak."""
+    from covidnet.data.audit import audit_packed, audit_splits
+    from covidnet.errors import UsageError
+
+    if splits:
+        named = [path / file if not file.is_absolute() and (path / file).exists() else file for file in files or []]
+        if len(named) not in (2, 3):
+            raise UsageError(f"--splits: expected two or three files (train [validation] test), found {len(named)}")
+        names = ("train", "validation", "test") if len(named) == 3 else ("train", "test")
+        result = audit_splits(dict(zip(names, named, strict=True)))
+    else:
+        result = audit_packed(path)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    else:
+        for split, per_class in result.scans.items():
+            print(f"{split:<12}{result.patients[split]:>7} patients  {per_class}")
+        for finding in result.findings:
+            print(f"{'LEAK' if finding.leak else 'note'}: {finding.message}")
+        print("This dataset leaks." if result.leaks else "No leak found.")
+    if result.leaks:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_example("covidnet models", "covidnet models --input 32,128,128 --channels 3 --json"))
+def models(
+    size: Annotated[str, typer.Option("--input", metavar="D,H,W", help="Input size for the multiply-accumulates.")] = "16,64,64",
+    channels: Annotated[int, typer.Option(help="Input channels, 1 or 3.")] = 1,
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Every registered model with its size and cost."""
+    from covidnet.models.catalogue import catalogue
+
+    rows = catalogue(_size(size), channels, classes)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "parameters", "MiB", "GMACs")
+    for row in rows:
+        table.add_row(row["name"], f"{row['parameters']:,}", f"{row['size_mib']:.2f}", f"{row['macs'] / 1e9:.2f}")
+    Console().print(table)
+
+
+@app.command(epilog=_example("covidnet baseline --model densenet3d121"))
+def baseline(
+    model: Annotated[str, typer.Option(help="resnet3d101, densenet3d121 or mc3_18.")],
+    params: Params = None,
+    overrides: Override = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Train one of the paper's human-designed baselines."""
+    from covidnet import stages
+
+    config = _config(params, overrides)
+    target = out or stages.baseline_of(config, model)
+    _say(stages.baseline(config, stages.dataset_of(config), target, model), target, as_json)
+
+
+@app.command(epilog=_example("covidnet search --variant S", "covidnet search --variant S -S search.budget.size_mib=3"))
+def search(
+    variant: Annotated[str, typer.Option(help="S or L.")] = "S",
+    params: Params = None,
+    overrides: Override = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Differentiable architecture search on the training split."""
+    from covidnet import stages
+
+    config = _config(params, overrides)
+    target = out or stages.search_of(config, variant)
+    _say(stages.search(config, stages.dataset_of(config), target, variant), target, as_json)
+
+
+@app.command(epilog=_example("covidnet retrain --variant S"))
+def retrain(
+    variant: Annotated[str, typer.Option(help="S or L.")] = "S",
+    params: Params = None,
+    overrides: Override = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Train the found architecture from scratch."""
+    from covidnet import stages
+
+    config = _config(params, overrides)
+    target = out or stages.retrain_of(config, variant)
+    result = stages.retrain(config, stages.dataset_of(config), stages.search_of(config, variant), target, variant)
+    _say(result, target, as_json)
+
+
+@app.command(epilog=_example("covidnet evaluate", "covidnet evaluate -S evaluate.bootstrap=5000"))
+def evaluate(params: Params = None, overrides: Override = None, out: Out = None, as_json: Json = False) -> None:
+    """Choose the winner on validation, read the test split once, write the report."""
+    from covidnet import stages
+
+    config = _config(params, overrides)
+    target = out or stages.evaluate_of(config)
+    result = stages.evaluate(config, stages.dataset_of(config), stages.candidates_of(config), target)
+    _say(result, target, as_json)
+
+
+@app.command(epilog=_example("covidnet export", "covidnet export --out /tmp/winner"))
+def export(params: Params = None, overrides: Override = None, out: Out = None, as_json: Json = False) -> None:
+    """Export the winner as a verified bundle and check it against torch."""
+    from covidnet import stages
+
+    config = _config(params, overrides)
+    target = out or stages.export_of(config)
+    result = stages.export(
+        config, stages.dataset_of(config), stages.evaluate_of(config), stages.candidates_of(config), target
+    )
+    _say(result, target, as_json)
+
+
+@app.command(
+    epilog=_example(
+        "covidnet predict scan.nii.gz --bundle results/export/bundle",
+        "covidnet predict series/ more/*.nii.gz --bundle results/export/bundle --explain overlays/",
+    )
+)
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Scans: DICOM series folders, NIfTI files, folders of slices.")],
+    bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
+    explain: Annotated[Path | None, typer.Option(help="Folder for class activation map overlays (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The output is JSON either way: one line per scan, or one list.")] = False,
+) -> None:
+    """Classify scans: one JSON line each. Exit 1 if any couldn't be read."""
+    from covidnet.inference.predict import predict as run
+
+    results = []
+    failed = False
+    for result in run(paths, bundle, explain):
+        failed = failed or "error" in result
+        if as_json:
+            results.append(result)
+        else:
+            print(json.dumps(result), flush=True)
+    if as_json:
+        print(json.dumps(results))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_example("covidnet doctor", "covidnet doctor --json"))
+def doctor(as_json: Json = False) -> None:
+    """What is installed here, and what is missing for which verb."""
+    from covidnet.doctor import examine
+
+    rows = examine()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{'ok     ' if row['found'] else 'missing'}  {row['part']:<18}{row['found'] or row['remedy']:<40}{row['for']}")
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    from covidnet.errors import UsageError
+
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"--input {text}: expected D,H,W, e.g. 16,64,64")
+    depth, height, width = (int(part) for part in parts)
+    return depth, height, width
+
+
+def main() -> None:
+    """Entry point: faults a user can mend end with a message, never with a traceback."""
+    try:
+        app()
+    except CovidnetError as error:
+        print(f"covidnet: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("covidnet: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The packed dataset that `ingest` writes: one memory-mappable uint8 array, a manifest, and what was left out."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from covidnet.errors import CovidnetError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scan of `manifest.csv`; row i describes ``scans[i]``.
+
+    Args:
+        spacing: ``z;y;x`` in mm, as text.
+        sha256: of the packed voxels.
+        warnings: semicolon-separated remarks of the reader and of preprocessing.
+    """
+
+    scan_id: str
+    patient_id: str
+    label: str
+    split: str
+    source: str
+    sha256: str
+    spacing: str
+    slices: int
+    warnings: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An opened packed dataset.
+
+    Args:
+        scans: ``uint8 (N, D, H, W)``, memory-mapped.
+        rows: one `Row` per scan.
+        lesions: ``uint8 (N, D, H, W)`` masks where the source knows them (phantom), else None.
+    """
+
+    scans: np.ndarray
+    rows: tuple[Row, ...]
+    lesions: np.ndarray | None = None
+
+    def split(self, name: str) -> np.ndarray:
+        """Indices of the scans of a split."""
+        return np.array([i for i, row in enumerate(self.rows) if row.split == name], dtype=np.int64)
+
+    def labels(self, classes: Sequence[str]) -> np.ndarray:
+        """Class index of every scan.
+
+        Raises:
+            CovidnetError: the data has a class that ``classes`` doesn't.
+        """
+        index = {name: i for i, name in enumerate(classes)}
+        unknown = sorted({row.label for row in self.rows} - set(index))
+        if unknown:
+            raise CovidnetError(
+                f"the packed dataset has classes {unknown}, which are not in the configured {list(classes)}; "
+                "ingest again, or set classes in params.yaml to those of the data"
+            )
+        return np.array([index[row.label] for row in self.rows], dtype=np.int64)
+
+
+def read(folder: Path) -> Packed:
+    """Open a packed dataset without reading its voxels.
+
+    Raises:
+        CovidnetError: a file is missing, or the array and the manifest don't belong together.
+    """
+    for name in ("scans.npy", "manifest.csv"):
+        if not (folder / name).is_file():
+            raise CovidnetError(f"{folder} is not a packed dataset: {name} is missing; run `covidnet ingest` first")
+    scans = np.load(folder / "scans.npy", mmap_mode="r", allow_pickle=False)
+    rows = read_manifest(folder / "manifest.csv")
+    if scans.dtype != np.uint8 or scans.ndim != 4 or len(scans) != len(rows):
+        raise CovidnetError(
+            f"{folder}: expected scans.npy uint8 ({len(rows)}, D, H, W) as manifest.csv says, "
+            f"found {scans.dtype} {scans.shape}; run `covidnet ingest` again"
+        )
+    lesions = folder / "lesions.npy"
+    return Packed(scans, rows, np.load(lesions, mmap_mode="r", allow_pickle=False) if lesions.is_file() else None)
+
+
+def read_manifest(path: Path) -> tuple[Row, ...]:
+    """Rows of a `manifest.csv`.
+
+    Raises:
+        CovidnetError: a column is missing or a split name is unknown.
+    """
+    with path.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        names = [field.name for field in fields(Row)]
+        missing = [name for name in names if name not in (reader.fieldnames or [])]
+        if missing:
+            raise CovidnetError(f"{path}: columns {missing} are missing; expected {names}")
+        rows = tuple(Row(**{n: line[n] for n in names if n != "slices"}, slices=int(line["slices"])) for line in reader)
+    odd = sorted({row.split for row in rows} - set(SPLITS))
+    if odd:
+        raise CovidnetError(f"{path}: unknown splits {odd}; expected {list(SPLITS)}")
+    return rows
+
+
+def write_manifest(path: Path, rows: Iterable[Row]) -> None:
+    """Write `manifest.csv`."""
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)

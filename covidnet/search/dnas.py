@@ -1,0 +1,213 @@
+"""Differentiable architecture search: one sampled path a step, two updates an iteration.
+
+    warm-up   paths drawn uniformly, weights only, until the supernet is clearly above chance
+    joint     weights on one half of the training patients, alpha on the other (He et al., AAAI 2021, §3.3; DARTS, eq. 3-4)
+    result    covidnet.search.result: argmax and its neighbours, judged with re-estimated normalisation
+
+What the authors' released code gets wrong and this doesn't: the gate is float, so alpha gets its gradient; temperature is
+annealed; the result is no random draw.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from covidnet.config import Augment, Search
+from covidnet.data.augment import augment
+from covidnet.errors import CovidnetError
+from covidnet.models.cost import CostTable
+from covidnet.models.supernet import Supernet
+from covidnet.progress import progress
+from covidnet.search.gumbel import anneal, entropy, sample
+from covidnet.training.checkpoint import Checkpoint, graceful, stop
+from covidnet.training.loop import layout, one_cycle, parameter_groups
+from covidnet.training.volumes import Volumes, generator
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What the search leaves; the supernet holds the trained weights.
+
+    Args:
+        alpha: ``(blocks, operations)`` architecture parameters.
+        history: a few hundred rows of what happened: step, phase, temperature, entropy, losses, expected size.
+        warmup_accuracy: what ``after_warmup`` returned, before the architecture moved.
+    """
+
+    alpha: Tensor
+    history: list[dict[str, Any]]
+    warmup_accuracy: float
+
+
+def search(
+    supernet: Supernet,
+    costs: CostTable,
+    weight_half: Volumes,
+    alpha_half: Volumes,
+    settings: Search,
+    augmentation: Augment,
+    *,
+    seed: int,
+    work: Path,
+    title: str,
+    after_warmup: Callable[[], float],
+) -> Searched:
+    """Train the supernet's weights and the architecture parameters.
+
+    Args:
+        supernet: on the device of the volumes.
+        costs: of the supernet's space at the search's input size.
+        weight_half: scans of one half of the training patients.
+        alpha_half: scans of the other half.
+        work: folder for the checkpoint; a run of the same stage goes on from there.
+        after_warmup: judges the supernet when the warm-up ends.
+
+    Raises:
+        CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
+    """
+    run = _Run(supernet, costs, weight_half, alpha_half, settings, augmentation, seed)
+    checkpoint = Checkpoint(work / "checkpoint.pt")
+    if saved := checkpoint.load():
+        run.load_state(saved)
+    total = settings.warmup_steps + settings.steps
+    with graceful() as interrupted, progress(title, total, run.step) as advance:
+        while run.step < total:
+            if run.step == settings.warmup_steps and run.warmup_accuracy is None:
+                run.warmup_accuracy = after_warmup()
+            row = run.iterate()
+            if not math.isfinite(row["weight_loss"]) or not bool(torch.isfinite(run.alpha).all()):
+                raise CovidnetError(
+                    f"{title}: the search diverged at step {row['step']}; lower search.lr ({settings.lr}) "
+                    f"or search.alpha_lr ({settings.alpha_lr}), then run again"
+                )
+            advance(note=f"{row['phase']}, loss {row['weight_loss']:.2f}, {row['expected_size_mib']:.1f} MiB expected")
+            if interrupted():
+                checkpoint.save(run.state())
+                raise stop(checkpoint, title)
+            if checkpoint.due():
+                checkpoint.save(run.state())
+    checkpoint.save(run.state())  # selection comes after; a kill there must not cost the search
+    return Searched(run.alpha.detach().cpu(), run.history, float(run.warmup_accuracy or 0.0))
+
+
+class _Run:
+    """The state of a search and one iteration of it."""
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        costs: CostTable,
+        weight_half: Volumes,
+        alpha_half: Volumes,
+        settings: Search,
+        augmentation: Augment,
+        seed: int,
+    ) -> None:
+        self.supernet, self.costs, self.settings, self.augmentation = supernet, costs, settings, augmentation
+        self.weight_half, self.alpha_half, self.seed = weight_half, alpha_half, seed
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.warmup_accuracy: float | None = None
+        self.weights = list(supernet.parameters())
+        device = weight_half.labels.device
+        blocks, operations = len(supernet.space.block_widths), len(supernet.space.operations)
+        self.alpha = nn.Parameter(torch.zeros(blocks, operations, device=device))
+        self.weight_optimizer = torch.optim.AdamW(
+            parameter_groups(supernet, settings.weight_decay), lr=settings.lr, fused=True
+        )
+        self.alpha_optimizer = torch.optim.Adam([self.alpha], lr=settings.alpha_lr, betas=(0.5, 0.999))
+
+    def iterate(self) -> dict[str, Any]:
+        """One weight update and, after the warm-up, one architecture update."""
+        settings, joint = self.settings, self.step >= self.settings.warmup_steps
+        total = settings.warmup_steps + settings.steps
+        temperature = anneal(settings.temperature, (self.step - settings.warmup_steps) / settings.steps)
+        for group in self.weight_optimizer.param_groups:
+            # half the cosine: paths sampled late still have to be trained, so the rate never reaches zero
+            group["lr"] = settings.lr * one_cycle(0.75 * self.step / total, warmup=0.05)
+        row: dict[str, Any] = {
+            "step": self.step,
+            "phase": "joint" if joint else "warm-up",
+            "temperature": temperature,
+            "weight_loss": self._update_weights(temperature if joint else None),
+            "alpha_loss": self._update_alpha(temperature) if joint else None,
+        }
+        probabilities = torch.softmax(self.alpha.detach(), dim=1)
+        row["entropy"] = entropy(self.alpha)
+        row["expected_size_mib"] = float(self.costs.size_mib(probabilities))
+        row["expected_macs"] = float(self.costs.expected_macs(probabilities))
+        self.step += 1
+        if self.step % max(1, total // 400) == 0 or self.step == total:
+            self.history.append(row)
+        return row
+
+    def _update_weights(self, temperature: float | None) -> float:
+        """Update the weights of one path: uniform while warming up, from alpha after."""
+        rng = generator(self.seed, 0, self.step)
+        if temperature is None:
+            path = torch.randint(self.alpha.shape[1], (len(self.alpha),), generator=rng)
+        else:
+            path, _ = sample(self.alpha.detach(), temperature, rng)
+        loss = self._loss(self.weight_half, self.step, 1, path.tolist(), None)
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 5.0)
+        self.weight_optimizer.step()
+        return float(loss.detach())
+
+    def _update_alpha(self, temperature: float) -> float:
+        """Update alpha on the other patients; weights are frozen, so no weight gradient is computed."""
+        path, gates = sample(self.alpha, temperature, generator(self.seed, 2, self.step))
+        for weight in self.weights:
+            weight.requires_grad_(False)
+        loss = self._loss(self.alpha_half, self.step, 3, path.tolist(), gates)
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        (loss + self.resource_term()).backward()
+        self.alpha_optimizer.step()
+        for weight in self.weights:
+            weight.requires_grad_(True)
+        return float(loss.detach())
+
+    def resource_term(self) -> Tensor:
+        """Hinge on the logarithm of expected cost over budget: no pull once the budget is met."""
+        probabilities, budget = torch.softmax(self.alpha, dim=1), self.settings.budget
+        term = torch.zeros((), device=self.alpha.device)
+        if budget.size_mib is not None:
+            term = term + torch.relu(torch.log(self.costs.size_mib(probabilities) / budget.size_mib))
+        if budget.macs is not None:
+            term = term + torch.relu(torch.log(self.costs.expected_macs(probabilities) / budget.macs))
+        return self.settings.budget_weight * term
+
+    def _loss(self, half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None) -> Tensor:
+        scans, labels = half.batch(step, self.settings.batch, self.seed + stream)
+        volume = layout(augment(scans, self.augmentation, generator(self.seed, stream, step)))  # (B, 1, D, H, W)
+        channels = self.supernet.stem[0].in_channels
+        device_type = volume.device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
+            logits = self.supernet(volume.expand(-1, channels, -1, -1, -1), path, gates)
+        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next iteration depends on; random draws are functions of (seed, step)."""
+        return {
+            "step": self.step,
+            "history": self.history,
+            "warmup_accuracy": self.warmup_accuracy,
+            "supernet": self.supernet.state_dict(),
+            "alpha": self.alpha.detach(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.step, self.history = state["step"], state["history"]
+        self.warmup_accuracy = state["warmup_accuracy"]
+        self.supernet.load_state_dict(state["supernet"])
+        self.alpha.data.copy_(state["alpha"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])

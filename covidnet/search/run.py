@@ -1,0 +1,113 @@
+"""The whole of a search on a packed dataset: halves, search, selection, comparison with chance and with random draws."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from covidnet import folder
+from covidnet.config import Config
+from covidnet.data import splits
+from covidnet.data.packed import Packed
+from covidnet.models import cost
+from covidnet.models.covidnet3d import SPACES
+from covidnet.models.supernet import Supernet
+from covidnet.progress import progress
+from covidnet.search import result
+from covidnet.search.dnas import search
+from covidnet.training.volumes import Volumes, generator, select
+
+
+def run(config: Config, packed: Packed, variant: str, device: torch.device, work: Path) -> dict[str, Any]:
+    """Search and write `genotype.json`, `search.json` (history, comparison), pictures and `metrics.json` into ``work``.
+
+    Raises:
+        UsageError: the budget is outside of the space's range.
+        CovidnetError: too few patients for two halves, or a diverged or interrupted search.
+    """
+    settings, space = config.search, SPACES[variant]
+    costs = cost.table(space, settings.size, config.channels, len(config.classes))
+    costing = result.Costing(costs, settings.budget)
+    weight_half, alpha_half = halves(config, packed, device)
+    validation = select(packed, packed.split("validation"), config.classes, settings.size, device)
+    torch.manual_seed(config.seed)
+    supernet = Supernet(space, config.channels, len(config.classes), settings.share_weights)
+    supernet.to(device, memory_format=torch.channels_last_3d)
+    random = result.random_paths(costing, settings.random, generator(config.seed, 10))
+
+    def judge(path: result.Path, held_out: Volumes) -> result.Judgement:
+        genotype = result.genotype_of(path, supernet, variant, config.classes, settings.size)
+        return result.judge(supernet, genotype, weight_half, held_out)
+
+    def accuracy_before_alpha_moves() -> float:
+        return float(np.mean([judge(path, validation).accuracy for path in random[:4]]))
+
+    searched = search(
+        supernet, costs, weight_half, alpha_half, settings, config.augment,
+        seed=config.seed, work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves,
+    )  # fmt: skip
+    paths = result.candidates(searched.alpha, costing, settings.candidates)
+    with progress(f"judge {space.name}", len(paths) + 1 + len(random)) as advance:
+        judged = []
+        for path in paths:
+            judged.append(judge(path, alpha_half))
+            advance(note=f"candidate, loss {judged[-1].loss:.3f}")
+        chosen = paths[int(np.argmin([j.loss for j in judged]))]
+        found = judge(chosen, validation)
+        advance(note=f"found, accuracy {found.accuracy:.3f}")
+        others = []
+        for path in random:
+            others.append(judge(path, validation))
+            advance(note=f"random, accuracy {others[-1].accuracy:.3f}")
+    genotype = result.genotype_of(chosen, supernet, variant, config.classes, settings.size)
+    genotype.save(work / "genotype.json")
+    chance = float(np.bincount(validation.labels.cpu().numpy()).max() / len(validation))
+    metrics = {
+        "size_mib": costing.size_mib(chosen),
+        "macs": costing.macs(chosen),
+        "identity_blocks": sum(not operation.kernel for operation in genotype.operations),
+        "entropy": searched.history[-1]["entropy"],
+        "chance": chance,
+        "warmup_accuracy": searched.warmup_accuracy,
+        "supernet_learned": above_chance(searched.warmup_accuracy, chance, len(validation)),
+        "supernet_accuracy": found.accuracy,
+        "random_accuracy_mean": float(np.mean([j.accuracy for j in others])),
+        "random_accuracy_max": float(np.max([j.accuracy for j in others])),
+        "random_beaten": sum(found.loss < other.loss for other in others) / len(others),
+    }
+    details = {
+        "variant": variant,
+        "operations": [operation.name for operation in space.operations],
+        "alpha": searched.alpha.tolist(),
+        "history": searched.history,
+        "budget": settings.budget.model_dump(),
+        "candidates": [{"path": p, "loss": j.loss, "accuracy": j.accuracy} for p, j in zip(paths, judged, strict=True)],
+        "random": [{"path": p, "loss": j.loss, "accuracy": j.accuracy} for p, j in zip(random, others, strict=True)],
+        "found": {"path": chosen, "loss": found.loss, "accuracy": found.accuracy},
+    }
+    folder.write_json(work / "search.json", details)
+    folder.write_json(work / "metrics.json", metrics)
+    (work / "checkpoint.pt").unlink()
+    return metrics
+
+
+def halves(config: Config, packed: Packed, device: torch.device) -> tuple[Volumes, Volumes]:
+    """Training scans of two disjoint sets of patients: one for the weights, one for the architecture.
+
+    Raises:
+        CovidnetError: a class has a single training patient.
+    """
+    train = packed.split("train")
+    rows = [packed.rows[i] for i in train]
+    shares = {"weights": 0.5, "architecture": 0.5}
+    side = splits.assign([r.patient_id for r in rows], [r.label for r in rows], shares, config.seed)
+    pick = {name: train[[side[row.patient_id] == name for row in rows]] for name in shares}
+    first, second = (select(packed, pick[name], config.classes, config.search.size, device) for name in shares)
+    return first, second
+
+
+def above_chance(accuracy: float, chance: float, scans: int) -> bool:
+    """Whether an accuracy on so many scans is more than three standard errors above chance."""
+    return accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / scans)

@@ -1,0 +1,246 @@
+"""One function per stage: (config, input folders, output folder) -> results.
+
+`dvc.yaml`, the CLI and the KFP components call these and nothing deeper. Each writes its folder whole or not at all and
+does nothing where the folder is complete for the same inputs (`covidnet.folder`).
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from covidnet import folder
+from covidnet.config import Config
+from covidnet.errors import CovidnetError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from covidnet.data.packed import Packed
+    from covidnet.models.saved import Description
+    from covidnet.training.volumes import Volumes
+
+Metrics = dict[str, Any]
+
+
+def dataset_of(config: Config) -> Path:
+    return Path(config.results) / "dataset"
+
+
+def baseline_of(config: Config, model: str) -> Path:
+    return Path(config.results) / "baseline" / model
+
+
+def search_of(config: Config, variant: str) -> Path:
+    return Path(config.results) / "search" / variant
+
+
+def retrain_of(config: Config, variant: str) -> Path:
+    return Path(config.results) / "retrain" / variant
+
+
+def evaluate_of(config: Config) -> Path:
+    return Path(config.results) / "evaluate"
+
+
+def export_of(config: Config) -> Path:
+    return Path(config.results) / "export"
+
+
+def candidates_of(config: Config) -> list[Path]:
+    """Folders of all trained models that `evaluate` compares."""
+    found = [retrain_of(config, variant) for variant in config.search.variants]
+    return found + [baseline_of(config, model) for model in config.baselines]
+
+
+def ingest(config: Config, out: Path) -> Metrics:
+    """Source to packed dataset (`covidnet.data.ingest`) with a contact sheet."""
+    from covidnet.data import contact_sheet, packed
+    from covidnet.data import ingest as data_ingest
+
+    inputs = {} if config.data.source == "phantom" else data_ingest.listing(config)
+    with folder.write(out, "ingest", {**_parameters(config, "data", "classes", "seed"), **inputs}, {}) as work:
+        if work is None:
+            return _unchanged(out)
+        metrics = data_ingest.ingest(config, work)
+        contact_sheet.write(packed.read(work), config.classes, work / "contact_sheet.png")
+        folder.write_json(work / "preprocess.json", data_ingest.spec_of(config.data).to_dict())
+        folder.write_json(work / "metrics.json", metrics)
+    return metrics
+
+
+def baseline(config: Config, dataset: Path, out: Path, model: str) -> Metrics:
+    """Train one of the paper's baselines."""
+    from covidnet.models import baselines
+    from covidnet.models.saved import Description
+
+    if model not in baselines.BASELINES:
+        raise UsageError(f"--model {model}: unknown; the registered baselines are {', '.join(baselines.BASELINES)}")
+    description = Description(model, config.classes, config.channels, _packed(config, dataset)[1])
+    return _train(config, dataset, out, description, "baseline", {})
+
+
+def search(config: Config, dataset: Path, out: Path, variant: str) -> Metrics:
+    """Architecture search on the training split (`covidnet.search`), compared with random architectures."""
+    from covidnet.models.covidnet3d import SPACES
+
+    if variant not in SPACES:
+        raise UsageError(f"--variant {variant}: unknown; the search spaces are {', '.join(SPACES)}")
+    parameters = {**_parameters(config, "search", "augment", "classes", "channels", "seed"), "variant": variant}
+    with folder.write(out, "search", parameters, {"dataset": folder.require(dataset, "ingest")}) as work:
+        if work is None:
+            return _unchanged(out)
+        from covidnet.search.run import run
+
+        packed, _ = _packed(config, dataset)
+        return run(config, packed, variant, _device(), work)
+
+
+def retrain(config: Config, dataset: Path, searched: Path, out: Path, variant: str) -> Metrics:
+    """Train the found architecture from scratch."""
+    from covidnet.models.covidnet3d import Genotype
+    from covidnet.models.saved import of_genotype
+
+    genotype = Genotype.load(folder.require(searched, f"search --variant {variant}") / "genotype.json")
+    if genotype.classes != config.classes:
+        raise CovidnetError(
+            f"{searched} was searched for classes {list(genotype.classes)}, the configuration has {list(config.classes)}"
+        )
+    description = of_genotype(genotype, _packed(config, dataset)[1])
+    return _train(config, dataset, out, description, "retrain", {"genotype": searched / "genotype.json"})
+
+
+def evaluate(config: Config, dataset: Path, candidates: Sequence[Path], out: Path) -> Metrics:
+    """Choose the winner on validation, read the test split once, write the report."""
+    inputs = {"dataset": folder.require(dataset, "ingest")}
+    for candidate in candidates:
+        verb = f"{candidate.parent.name} --{'variant' if candidate.parent.name == 'retrain' else 'model'} {candidate.name}"
+        inputs[f"{candidate.parent.name}/{candidate.name}"] = folder.require(candidate, verb)
+    with folder.write(out, "evaluate", _parameters(config, "evaluate", "classes", "seed"), inputs) as work:
+        if work is None:
+            return _unchanged(out)
+        from covidnet.evaluation.run import run
+
+        return run(config, dataset, candidates, _device(), work)
+
+
+def export(config: Config, dataset: Path, evaluated: Path, candidates: Sequence[Path], out: Path) -> Metrics:
+    """Write the winner's bundle and check it against torch on real batches."""
+    import json
+
+    folder.require(evaluated, "evaluate")
+    winner_name = json.loads((evaluated / "results.json").read_text())["winner"]["folder"]
+    winner = next((c for c in candidates if f"{c.parent.name}/{c.name}" == winner_name), None)
+    if winner is None:
+        raise CovidnetError(f"the winner {winner_name} is not among the candidates; run `covidnet evaluate` again")
+    inputs = {"dataset": dataset, "winner": folder.require(winner, "retrain"), "evaluate": evaluated}
+    with folder.write(out, "export", _parameters(config, "export", "classes", "seed"), inputs) as work:
+        if work is None:
+            return _unchanged(out)
+        from covidnet.export.run import run
+
+        return run(config, dataset, winner, evaluated, work)
+
+
+def _train(
+    config: Config, dataset: Path, out: Path, description: "Description", stage: str, inputs: dict[str, Path]
+) -> Metrics:
+    """Train a described network from scratch: what baseline and retrain have in common."""
+    inputs = {"dataset": folder.require(dataset, "ingest"), **inputs}
+    parameters = {
+        **_parameters(config, "training", "augment", "classes", "channels", "seed"),
+        "model": description.to_dict(),
+    }
+    with folder.write(out, stage, parameters, inputs) as work:
+        if work is None:
+            return _unchanged(out)
+        import torch
+
+        from covidnet.evaluation.metrics import Predictions
+        from covidnet.models import saved
+        from covidnet.models.cost import count
+        from covidnet.training import loop
+
+        packed, size = _packed(config, dataset)
+        device = _device()
+        train, validation = (_volumes(config, packed, name, device) for name in ("train", "validation"))
+        torch.manual_seed(config.seed)
+        model = description.build().to(device, memory_format=torch.channels_last_3d)
+        cost = count(model, size, config.channels)
+        fitted = loop.fit(
+            model,
+            train,
+            validation,
+            config.training,
+            config.augment,
+            scans=loop.planned_scans(config.training, len(train), cost.macs),
+            seed=config.seed,
+            work=work,
+            title=f"train {description.name}",
+        )
+        saved.save(work, model, description)
+        rows = [packed.rows[i] for i in packed.split("validation")]
+        Predictions(
+            scan_ids=tuple(row.scan_id for row in rows),
+            patients=tuple(row.patient_id for row in rows),
+            labels=validation.labels.cpu().numpy(),
+            logits=loop.logits(model, validation),
+            classes=config.classes,
+        ).save(work / "validation.csv")
+        metrics = {
+            "validation_accuracy": fitted.best["accuracy"],
+            "validation_loss": fitted.best["loss"],
+            "steps": fitted.steps,
+            "scans_seen": fitted.scans_seen,
+            "epochs": fitted.scans_seen / len(train),
+            "training_tmacs": fitted.scans_seen * cost.macs / 1e12,
+            "parameters": cost.parameters,
+            "size_mib": cost.size_mib,
+            "macs": cost.macs,
+        }
+        folder.write_json(work / "history.json", fitted.history)
+        folder.write_json(work / "metrics.json", metrics)
+    return metrics
+
+
+def _packed(config: Config, dataset: Path) -> "tuple[Packed, tuple[int, int, int]]":
+    from covidnet.data import packed
+
+    opened = packed.read(folder.require(dataset, "ingest"))
+    opened.labels(config.classes)
+    depth, height, width = opened.scans.shape[1:]
+    return opened, (depth, height, width)
+
+
+def _volumes(config: Config, packed: "Packed", split: str, device: "torch.device") -> "Volumes":
+    from covidnet.training.volumes import select
+
+    depth, height, width = packed.scans.shape[1:]
+    return select(packed, packed.split(split), config.classes, (depth, height, width), device)
+
+
+def _device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _parameters(config: Config, *names: str) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    return {name: tree[name] for name in names}
+
+
+def _unchanged(out: Path) -> Metrics:
+    """An output that is complete already: say so, and hand back its numbers."""
+    import json
+
+    print(f"{out}: complete for the same inputs, nothing to do", file=sys.stderr)
+    metrics: Metrics = json.loads((out / "metrics.json").read_text())
+    return metrics
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN: an undefined figure is null."""
+    return float(value) if np.isfinite(value) else None

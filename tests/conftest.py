@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_SCANS = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_scans() -> Path:
+    """Real chest CTs, which are no part of the repository."""
+    if not REAL_SCANS.is_dir():
+        pytest.skip(f"real scans are not here: expected {REAL_SCANS}")
+    return REAL_SCANS
