@@ -24,7 +24,8 @@ app = typer.Typer(
 
 Params = Annotated[Path | None, typer.Option("--params", help="Configuration file; default: params.yaml here.")]
 Override = Annotated[
-    list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Override a parameter, e.g. -S search.steps=200.")
+    list[str] | None,
+    typer.Option("-S", "--set", metavar="KEY=VALUE", help="Override a parameter, e.g. -S search.steps=200."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; default: under `results` of params.yaml.")]
@@ -57,7 +58,10 @@ def _say(result: dict[str, Any], out: Path, as_json: bool) -> None:
 
 
 @app.command(epilog=_example("covidnet inspect scan.nii.gz", "covidnet inspect series_folder/ --json"))
-def inspect(path: Annotated[Path, typer.Argument(help="DICOM series folder, NIfTI file, or folder of slices.")], as_json: Json = False) -> None:
+def inspect(
+    path: Annotated[Path, typer.Argument(help="DICOM series folder, NIfTI file, or folder of slices.")],
+    as_json: Json = False,
+) -> None:
     """Decode one scan and print what it is."""
     from covidnet.data.sources import facts, read_scan
 
@@ -85,7 +89,10 @@ def ingest(params: Params = None, overrides: Override = None, out: Out = None, a
 def audit(
     path: Annotated[Path, typer.Argument(help="Packed dataset, or the folder that the split files are relative to.")],
     splits: Annotated[
-        bool, typer.Option("--splits", help="Audit split files in the authors' JSON form: train validation test, in that order.")
+        bool,
+        typer.Option(
+            "--splits", help="Audit split files in the authors' JSON form: train validation test, in that order."
+        ),
     ] = False,
     files: Annotated[list[Path] | None, typer.Argument(help="The split files.")] = None,
     as_json: Json = False,
@@ -116,7 +123,9 @@ def audit(
 
 @app.command(epilog=_example("covidnet models", "covidnet models --input 32,128,128 --channels 3 --json"))
 def models(
-    size: Annotated[str, typer.Option("--input", metavar="D,H,W", help="Input size for the multiply-accumulates.")] = "16,64,64",
+    size: Annotated[
+        str, typer.Option("--input", metavar="D,H,W", help="Input size for the multiply-accumulates.")
+    ] = "16,64,64",
     channels: Annotated[int, typer.Option(help="Input channels, 1 or 3.")] = 1,
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 3,
     as_json: Json = False,
@@ -220,7 +229,9 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(help="Scans: DICOM series folders, NIfTI files, folders of slices.")],
     bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
     explain: Annotated[Path | None, typer.Option(help="Folder for class activation map overlays (PNG).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The output is JSON either way: one line per scan, or one list.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The output is JSON either way: one line per scan, or one list.")
+    ] = False,
 ) -> None:
     """Classify scans: one JSON line each. Exit 1 if any couldn't be read."""
     from covidnet.inference.predict import predict as run
@@ -249,7 +260,9 @@ def doctor(as_json: Json = False) -> None:
         print(json.dumps(rows))
         return
     for row in rows:
-        print(f"{'ok     ' if row['found'] else 'missing'}  {row['part']:<18}{row['found'] or row['remedy']:<40}{row['for']}")
+        print(
+            f"{'ok     ' if row['found'] else 'missing'}  {row['part']:<18}{row['found'] or row['remedy']:<40}{row['for']}"
+        )
 
 
 def _size(text: str) -> tuple[int, int, int]:

@@ -15,7 +15,9 @@ from covidnet.errors import UsageError
 
 Variant = Literal["S", "L"]
 Baseline = Literal["resnet3d101", "densenet3d121", "mc3_18"]
-Shape = tuple[Annotated[int, Field(ge=8, le=512)], Annotated[int, Field(ge=16, le=1024)], Annotated[int, Field(ge=16, le=1024)]]
+Shape = tuple[
+    Annotated[int, Field(ge=8, le=512)], Annotated[int, Field(ge=16, le=1024)], Annotated[int, Field(ge=16, le=1024)]
+]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -38,7 +40,9 @@ class Data(Section):
 
     source: Literal["phantom", "nifti", "slices", "dicom"] = "phantom"
     root: str | None = Field(None, description="folder of the raw scans (not for phantom)")
-    labels: str | None = Field(None, description="CSV of path,label,patient[,split]; without it, class folders are expected")
+    labels: str | None = Field(
+        None, description="CSV of path,label,patient[,split]; without it, class folders are expected"
+    )
     size: Shape = Field((16, 64, 64), description="(D, H, W) of the packed volumes")
     window_hu: tuple[float, float] = Field((-1000.0, 400.0), description="HU mapped to 0..255")
     crop: Literal["lungs", "body", "none"] = "lungs"
@@ -78,13 +82,17 @@ class Training(Section):
     budget: Literal["compute", "epochs"] = Field(
         "compute", description="epochs: the same passes for every model; compute: the same multiply-accumulates"
     )
-    tmacs: float = Field(1.5, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training")
+    tmacs: float = Field(
+        1.5, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training"
+    )
     batch: int = Field(16, ge=2)
     lr: float = Field(4e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)
     label_smoothing: Fraction = 0.1
     grad_clip: float = Field(2.0, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA, else float32"
+    )
     evaluations: int = Field(6, ge=1, description="validation passes, evenly spaced; the best one is kept")
 
 
@@ -127,7 +135,9 @@ class Evaluate(Section):
 class Export(Section):
     """The bundle."""
 
-    false_alarm_rate: float = Field(0.05, gt=0, lt=0.5, description="share of validation scans the out-of-distribution flag may hit")
+    false_alarm_rate: float = Field(
+        0.05, gt=0, lt=0.5, description="share of validation scans the out-of-distribution flag may hit"
+    )
 
 
 class Config(Section):
@@ -151,7 +161,9 @@ class Config(Section):
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             raise ValueError("classes must be at least two different names")
         if self.evaluate.positive not in self.classes:
-            raise ValueError(f"evaluate.positive is {self.evaluate.positive!r}, which is not among classes {list(self.classes)}")
+            raise ValueError(
+                f"evaluate.positive is {self.evaluate.positive!r}, which is not among classes {list(self.classes)}"
+            )
         return self
 
 

@@ -116,7 +116,9 @@ def evaluate(config: Config, dataset: Path, candidates: Sequence[Path], out: Pat
     """Choose the winner on validation, read the test split once, write the report."""
     inputs = {"dataset": folder.require(dataset, "ingest")}
     for candidate in candidates:
-        verb = f"{candidate.parent.name} --{'variant' if candidate.parent.name == 'retrain' else 'model'} {candidate.name}"
+        verb = (
+            f"{candidate.parent.name} --{'variant' if candidate.parent.name == 'retrain' else 'model'} {candidate.name}"
+        )
         inputs[f"{candidate.parent.name}/{candidate.name}"] = folder.require(candidate, verb)
     with folder.write(out, "evaluate", _parameters(config, "evaluate", "classes", "seed"), inputs) as work:
         if work is None:

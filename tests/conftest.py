@@ -17,3 +17,11 @@ def real_scans() -> Path:
     if not REAL_SCANS.is_dir():
         pytest.skip(f"real scans are not here: expected {REAL_SCANS}")
     return REAL_SCANS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors gain nothing from a second thread, and tests run side by side."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -24,7 +24,10 @@ def write(packed: Packed, classes: Sequence[str], path: Path) -> None:
         for column, index in enumerate(members):
             left = label_width + column * (TILE + GAP)
             for level, plane in enumerate(planes(packed.scans[index])):
-                sheet.paste(Image.fromarray(plane).resize((TILE, TILE), Image.Resampling.BICUBIC), (left, top + level * (TILE + GAP)))
+                sheet.paste(
+                    Image.fromarray(plane).resize((TILE, TILE), Image.Resampling.BICUBIC),
+                    (left, top + level * (TILE + GAP)),
+                )
     sheet.save(path)
 
 

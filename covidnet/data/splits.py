@@ -8,9 +8,7 @@ import numpy as np
 from covidnet.errors import CovidnetError
 
 
-def assign(
-    patients: Sequence[str], labels: Sequence[str], shares: dict[str, float], seed: int
-) -> dict[str, str]:
+def assign(patients: Sequence[str], labels: Sequence[str], shares: dict[str, float], seed: int) -> dict[str, str]:
     """Split patients, within each class, in the given shares.
 
     Args:

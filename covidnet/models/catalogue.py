@@ -23,5 +23,7 @@ def catalogue(size: Size, channels: int, classes: int) -> list[dict[str, Any]]:
     rows = []
     for name, model in models.items():
         cost = count(model, size, channels)
-        rows.append({"name": name, "parameters": cost.parameters, "size_mib": round(cost.size_mib, 4), "macs": cost.macs})
+        rows.append(
+            {"name": name, "parameters": cost.parameters, "size_mib": round(cost.size_mib, 4), "macs": cost.macs}
+        )
     return rows

@@ -121,9 +121,7 @@ class Genotype:
             tree = json.loads(path.read_text())
             space = SPACES[tree["variant"]]
             blocks = tuple(tuple(layer) for layer in tree["blocks"])
-            genotype = cls(
-                tree["variant"], tuple(tree["classes"]), int(tree["channels"]), tuple(tree["size"]), blocks
-            )
+            genotype = cls(tree["variant"], tuple(tree["classes"]), int(tree["channels"]), tuple(tree["size"]), blocks)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise CovidnetError(
                 f"{path} is not a genotype (keys variant of {sorted(SPACES)}, classes, channels, size, blocks): {error}"
@@ -182,7 +180,9 @@ def build(genotype: Genotype) -> Classifier:
     for width, stride, layer in zip(space.widths, space.strides, genotype.blocks, strict=True):
         modules.append(conv_bn(width_in, width, 1, stride))  # the calibration convolution
         operations = [space.operation(name) for name in layer]
-        modules += [MBConv(width, operation) for operation in operations if operation is not IDENTITY and operation.kernel]
+        modules += [
+            MBConv(width, operation) for operation in operations if operation is not IDENTITY and operation.kernel
+        ]
         width_in = width
     modules.append(conv_bn(width_in, space.last, 1))
     model = Classifier(nn.Sequential(*modules), nn.Linear(space.last, len(genotype.classes)), dropout=0.2)

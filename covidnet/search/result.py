@@ -108,7 +108,9 @@ def random_paths(costing: Costing, count: int, generator: torch.Generator) -> li
     return paths
 
 
-def genotype_of(path: Path, supernet: Supernet, variant: str, classes: Sequence[str], size: tuple[int, int, int]) -> Genotype:
+def genotype_of(
+    path: Path, supernet: Supernet, variant: str, classes: Sequence[str], size: tuple[int, int, int]
+) -> Genotype:
     """Name a path's operations."""
     space = supernet.space
     layers = space.layers([space.operations[i].name for i in path])

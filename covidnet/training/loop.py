@@ -109,7 +109,10 @@ def fit(
             state["loss_steps"] += 1
             if step + 1 in marks:
                 _evaluate(model, validation, optimizer, state)
-            advance(note=f"loss {loss:.3f}" + (f", validation accuracy {state['history'][-1]['accuracy']:.3f}" if state["history"] else ""))
+            advance(
+                note=f"loss {loss:.3f}"
+                + (f", validation accuracy {state['history'][-1]['accuracy']:.3f}" if state["history"] else "")
+            )
             if interrupted():
                 save()
                 raise stop(checkpoint, title)
@@ -121,7 +124,12 @@ def fit(
 
 
 def update(
-    model: nn.Module, volume: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, settings: Training, rng: torch.Generator
+    model: nn.Module,
+    volume: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    settings: Training,
+    rng: torch.Generator,
 ) -> float:
     """One weight update; returns the loss."""
     torch.manual_seed(rng.initial_seed())  # dropout draws from the global generator

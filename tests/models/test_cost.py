@@ -42,6 +42,10 @@ def test_expected_size_is_differentiable_and_lies_between_the_extremes():
     alpha = torch.zeros(21, 8, requires_grad=True)
     size = costs.size_mib(torch.softmax(alpha, 1))
     size.backward()
-    assert costs.fixed.size_mib < size.item() < costs.fixed.size_mib + float(costs.parameters.max(1).values.sum()) * 4 / 2**20
+    assert (
+        costs.fixed.size_mib
+        < size.item()
+        < costs.fixed.size_mib + float(costs.parameters.max(1).values.sum()) * 4 / 2**20
+    )
     identity = [o.kernel for o in SPACES["S"].operations].index(0)
     assert bool((alpha.grad[:, identity] < 0).all())  # more identity, smaller network

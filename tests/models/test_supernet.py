@@ -59,7 +59,11 @@ def test_a_genotype_survives_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [("3x3_MBConv6", "9x9_MBConv6", "no operation '9x9_MBConv6'"), ('"L"', '"XL"', "not a genotype"), ("{", "", "not a genotype")],
+    [
+        ("3x3_MBConv6", "9x9_MBConv6", "no operation '9x9_MBConv6'"),
+        ('"L"', '"XL"', "not a genotype"),
+        ("{", "", "not a genotype"),
+    ],
 )
 def test_a_genotype_of_another_space_is_refused(tmp_path, old, new, message):
     blocks = tuple(("3x3_MBConv6",) * n for n in SPACES["L"].blocks)

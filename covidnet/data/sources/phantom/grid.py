@@ -61,9 +61,7 @@ class Grid:
 
     def smooth(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Smooth noise of zero mean and unit variance, ``float32 (D, H, W)``, whose bumps are about ``scale_mm`` wide."""
-        counts = [
-            int(np.ceil(n * step / scale_mm)) + 3 for n, step in zip(self.shape, self.spacing_mm, strict=True)
-        ]
+        counts = [int(np.ceil(n * step / scale_mm)) + 3 for n, step in zip(self.shape, self.spacing_mm, strict=True)]
         coarse = rng.standard_normal(counts, dtype=np.float32) * np.float32(_SPLINE_GAIN)
         along_z, along_y, along_x = (_interpolation(n, count) for n, count in zip(self.shape, counts, strict=True))
         rows = np.tensordot(along_z, coarse, 1)  # (D, h, w)
@@ -89,7 +87,9 @@ class Grid:
         """The slices that hold every voxel between two standard-chest points ``(z, y, x)``, warp included."""
         margin = 3 * self._pose.warp_mm + 2.0
         low, high = low - margin, high + margin
-        corners = np.array([[(low, high)[i][0], (low, high)[j][1], (low, high)[k][2]] for i, j, k in np.ndindex(2, 2, 2)])
+        corners = np.array(
+            [[(low, high)[i][0], (low, high)[j][1], (low, high)[k][2]] for i, j, k in np.ndindex(2, 2, 2)]
+        )
         indices = self.voxels(corners)
         first = np.clip(np.floor(indices.min(0)), 0, self.shape).astype(int)
         last = np.clip(np.ceil(indices.max(0)) + 1, 0, self.shape).astype(int)
