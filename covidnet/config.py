@@ -216,8 +216,8 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location:
         annotation = model.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
     return list(model.model_fields)
 
 

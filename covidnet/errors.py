@@ -1,4 +1,4 @@
-"""The errors a user meets: a message that says what was expected, what was found and how to mend it, and an exit code."""
+"""The errors a user meets: what was expected, what was found, how to mend it, and an exit code."""
 
 
 class CovidnetError(Exception):

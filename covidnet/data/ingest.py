@@ -1,4 +1,4 @@
-"""Source to packed dataset: every scan decoded, prepared and written in its row, or listed in `rejected.csv` with a reason."""
+"""Source to packed dataset: every scan decoded, prepared and written in its row, or listed in `rejected.csv`."""
 
 import csv
 import hashlib

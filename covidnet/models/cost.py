@@ -1,4 +1,4 @@
-"""What an architecture costs: parameters, MiB and multiply-accumulates, by formula for the search and by count for any model."""
+"""What an architecture costs: by formula for the search, by count for any model."""
 
 from dataclasses import dataclass
 

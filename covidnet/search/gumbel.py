@@ -1,4 +1,7 @@
-"""Straight-through Gumbel-Softmax over a block's candidates, in float (Jang et al., ICLR 2017; GDAS, Dong & Yang, CVPR 2019)."""
+"""Straight-through Gumbel-Softmax over a block's candidates, in float.
+
+Jang et al., ICLR 2017; GDAS, Dong & Yang, CVPR 2019.
+"""
 
 import torch
 from torch import Tensor

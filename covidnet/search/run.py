@@ -1,4 +1,4 @@
-"""The whole of a search on a packed dataset: halves, search, selection, comparison with chance and with random draws."""
+"""The whole of a search on a packed dataset: halves, search, selection, comparison with random draws."""
 
 import math
 from pathlib import Path
