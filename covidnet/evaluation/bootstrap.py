@@ -1,6 +1,7 @@
 """How sure a figure is: patient-level bootstrap intervals, paired comparison of two models, McNemar, Holm.
 
-Scans of one patient are alike, so patients are resampled, with all their scans (Efron and Tibshirani, 1993, ch. 8 and 13).
+Scans of one patient are alike, so whole patients are resampled (Efron and Tibshirani, An Introduction to the Bootstrap,
+1993, ch. 8 and 13).
 """
 
 from collections import Counter
@@ -121,7 +122,7 @@ def mcnemar(a: Predictions, b: Predictions) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for the number of comparisons (Holm, 1979), in the order given; NaN stays NaN and counts none."""
+    """P-values adjusted for the number of comparisons (Holm, 1979), in the order given; NaN stays NaN, uncounted."""
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(p), np.nan)
     order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN sorts last
@@ -141,13 +142,10 @@ def too_few(predictions: Predictions) -> str | None:
     """Why these scans can't carry an interval, or None where they can."""
     labelled = set(zip(predictions.patients, predictions.labels.tolist(), strict=True))
     patients = Counter(label for _, label in labelled)
-    short = [f"{name} ({patients[k]})" for k, name in enumerate(predictions.classes) if patients[k] < MIN_PATIENTS_PER_CLASS]
-    if not short:
+    few = [f"{patients[k]} of {c}" for k, c in enumerate(predictions.classes) if patients[k] < MIN_PATIENTS_PER_CLASS]
+    if not few:
         return None
-    return (
-        f"no intervals: an interval needs at least {MIN_PATIENTS_PER_CLASS} patients of every class, "
-        f"and there are fewer of {', '.join(short)}"
-    )
+    return f"no intervals: they need at least {MIN_PATIENTS_PER_CLASS} patients of every class; found {', '.join(few)}"
 
 
 def _figures(predictions: Predictions, positive: str, temperature: float, weights: FloatArray) -> dict[str, FloatArray]:
@@ -173,6 +171,6 @@ def _require_same_scans(a: Predictions, b: Predictions) -> None:
     same = a.scan_ids == b.scan_ids and a.classes == b.classes and np.array_equal(a.labels, b.labels)
     if not same or a.patients != b.patients:
         raise CovidnetError(
-            "a paired comparison needs two models' predictions of the same scans, in the same order, with the same labels "
-            f"and classes; found {len(a)} and {len(b)} scans that differ: evaluate both on the same dataset"
+            "a paired comparison needs two models' predictions of the same scans, in the same order, with the same "
+            f"labels and classes; found {len(a)} and {len(b)} scans that differ: evaluate both on the same dataset"
         )

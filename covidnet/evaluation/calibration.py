@@ -77,7 +77,7 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean squared distance of the probabilities to the one-hot truth, summed over classes: 0 (best) to 2 (Brier, 1950)."""
+    """Squared distance of the probabilities to the one-hot truth, mean over scans: 0 (best) to 2 (Brier, 1950)."""
     p = np.asarray(probabilities, dtype=np.float64)
     truth = np.eye(p.shape[1])[np.asarray(labels, dtype=np.int64)]
     return float(((p - truth) ** 2).sum(axis=1).mean())
@@ -100,12 +100,14 @@ def energy_threshold(validation_logits: ArrayLike, false_alarm_rate: float, temp
         CovidnetError: no scans, or logits that are not finite.
     """
     scores = energy(_finite(validation_logits), temperature)
-    return float(np.quantile(scores, 1 - false_alarm_rate, method="higher"))
+    return float(np.quantile(scores, 1 - false_alarm_rate, method="inverted_cdf"))
 
 
 def _finite(logits: ArrayLike) -> FloatArray:
     z = np.asarray(logits, dtype=np.float64)
-    if not len(z) or not np.isfinite(z).all():
-        broken = int((~np.isfinite(z)).any(axis=1).sum()) if len(z) else 0
-        raise CovidnetError(f"calibration: expected finite logits of at least one scan, found {len(z)} scans, {broken} broken")
+    if z.ndim != 2 or not len(z) or not np.isfinite(z).all():
+        raise CovidnetError(
+            f"calibration: expected finite logits (N, K) of at least one validation scan; found shape {z.shape}, "
+            f"{int((~np.isfinite(z)).sum())} values NaN or infinite"
+        )
     return z

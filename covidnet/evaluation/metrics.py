@@ -1,7 +1,7 @@
-"""Classification metrics of a model's predictions, for one set of scans or for thousands of bootstrap resamples at once.
+"""Classification metrics of a model's predictions, for one set of scans or for thousands of resamples at once.
 
-One implementation serves both: every figure is computed from scan weights. A resample is a row of weights that counts how
-often each scan was drawn; the figures of the set itself are those of weight one. The tests hold each figure to
+One implementation serves both: every figure is computed from scan weights. A resample is a row of weights that counts
+how often each scan was drawn; the figures of the set itself are those of weight one. The tests hold each figure to
 scikit-learn's at 1e-9.
 """
 
@@ -46,21 +46,24 @@ class Predictions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
         object.__setattr__(self, "logits", np.asarray(self.logits, dtype=np.float64))
-        scans, expected = len(self.scan_ids), (len(self.scan_ids), len(self.classes))
-        if scans == 0 or len(self.patients) != scans or self.labels.shape != (scans,) or self.logits.shape != expected:
+        scans, outputs = len(self.scan_ids), len(self.classes)
+        shapes = (len(self.patients), self.labels.shape, self.logits.shape)
+        if scans == 0 or shapes != (scans, (scans,), (scans, outputs)):
             raise CovidnetError(
-                f"predictions: expected at least one scan, with one patient, label and row of {len(self.classes)} logits "
-                f"each; found {scans} scans, {len(self.patients)} patients, labels {self.labels.shape}, "
-                f"logits {self.logits.shape}"
+                f"predictions: expected at least one scan, each with a patient, a label and {outputs} logits; found "
+                f"{scans} scans, {shapes[0]} patients, labels {shapes[1]}, logits {shapes[2]}"
             )
         if repeated := scans - len(set(self.scan_ids)):
             raise CovidnetError(f"predictions: {repeated} scans occur more than once; each scan is predicted once")
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise CovidnetError(f"predictions: labels must be 0 to {len(self.classes) - 1}, one per class {self.classes}")
+            raise CovidnetError(
+                f"predictions: expected labels 0 to {outputs - 1}, indices of the classes {list(self.classes)}; "
+                f"found {self.labels.min()} to {self.labels.max()}"
+            )
         if broken := int((~np.isfinite(self.logits)).any(axis=1).sum()):
             raise CovidnetError(
-                f"predictions: {broken} of {scans} scans have logits that are NaN or infinite; the model diverged or its "
-                "input was broken: train again with a lower training.lr"
+                f"predictions: {broken} of {scans} scans have logits that are NaN or infinite: the model diverged or "
+                "its input is broken; train again with a lower training.lr"
             )
 
     def __len__(self) -> int:
@@ -69,7 +72,8 @@ class Predictions:
     @property
     def predicted(self) -> IntArray:
         """Class index with the largest logit, ``int64 (N,)``."""
-        return self.logits.argmax(axis=1)
+        index: IntArray = self.logits.argmax(axis=1)
+        return index
 
     def probabilities(self, temperature: float = 1.0) -> FloatArray:
         """Softmax of ``logits / temperature``, ``float64 (N, K)``."""
@@ -77,7 +81,7 @@ class Predictions:
         return scaled
 
     def save(self, path: Path) -> None:
-        """Write CSV: ``scan_id, patient_id, label`` (class name), one ``logit_<class>`` per class, to full precision."""
+        """Write CSV: ``scan_id, patient_id, label`` (class name), ``logit_<class>`` per class, to full precision."""
         with path.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["scan_id", "patient_id", "label", *(_LOGIT + name for name in self.classes)])
@@ -98,16 +102,17 @@ class Predictions:
             classes = tuple(name.removeprefix(_LOGIT) for name in header[3:])
             if header != ["scan_id", "patient_id", "label", *(_LOGIT + name for name in classes)]:
                 raise ValueError(f"found columns {header}")
-            index = {name: i for i, name in enumerate(classes)}
-            if unknown := sum(row[2] not in index for row in rows):
+            if ragged := sum(len(row) != len(header) for row in rows):
+                raise ValueError(f"{ragged} rows have another number of columns than the header")
+            if unknown := sum(row[2] not in classes for row in rows):
                 raise ValueError(f"{unknown} labels are not among the classes {list(classes)}")
-            labels = np.array([index[row[2]] for row in rows], dtype=np.int64)
-            logits = np.array([[float(value) for value in row[3:]] for row in rows], dtype=np.float64)
-        except (OSError, ValueError, IndexError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise CovidnetError(
-                f"{path}: expected predictions with the columns scan_id, patient_id, label, logit_<class>...: {reason}"
+                f"{path}: expected predictions with columns scan_id, patient_id, label, logit_<class>...: {reason}"
             ) from None
+        labels = np.array([classes.index(row[2]) for row in rows], dtype=np.int64)
+        logits = np.array([[_number(value) for value in row[3:]] for row in rows], dtype=np.float64)
         return cls(tuple(row[0] for row in rows), tuple(row[1] for row in rows), labels, logits, classes)
 
 
@@ -116,14 +121,14 @@ def classification(
 ) -> dict[str, float]:
     """All figures of one set of scans, by flat names.
 
-    ``accuracy``, ``balanced_accuracy``, ``kappa`` (Cohen), ``roc_auc`` and ``pr_auc`` (average precision), ``precision``,
-    ``sensitivity``, ``specificity``, ``f1``: as the paper gives them, of the positive class where there are two classes,
-    else the mean over classes, each against the rest (He et al., AAAI 2021, §4). Further ``*_macro``, ``*_<class>``, and
-    ``sensitivity_at_90_specificity`` and ``..._95_...`` of the positive class: the best sensitivity of any threshold that
-    keeps to that specificity.
+    ``accuracy``, ``balanced_accuracy``, ``kappa`` (Cohen), then ``roc_auc``, ``pr_auc`` (average precision),
+    ``precision``, ``sensitivity``, ``specificity`` and ``f1`` as the paper gives them: of the positive class where
+    there are two classes, else the mean over classes, each against the rest (He et al., AAAI 2021, §4). Each of these
+    six also as ``<name>_macro`` and ``<name>_<class>``. ``sensitivity_at_90_specificity`` and ``..._95_...`` are the
+    positive class's: the best sensitivity of any threshold that keeps to that specificity.
 
-    An undefined figure is NaN, never 0: sensitivity of a class that doesn't occur, precision of one never predicted, and
-    any mean over such a class.
+    An undefined figure is NaN, never 0: sensitivity of a class that doesn't occur, precision of one never predicted,
+    and any mean over such a class.
 
     Args:
         labels: ``int (N,)``, class indices.
@@ -160,12 +165,21 @@ def weighted(
 def confusion(labels: ArrayLike, predicted: ArrayLike, classes: int) -> IntArray:
     """Counts ``int64 (K, K)``: row the true class, column the predicted one."""
     y, z = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
-    return _confusion(y, z, classes, np.ones((1, len(y))))[0].round().astype(np.int64)
+    counts: IntArray = np.bincount(y * classes + z, minlength=classes * classes).reshape(classes, classes)
+    return counts
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan  # counted and refused with the other broken logits; the text itself might identify a patient
 
 
 def _confusion(labels: IntArray, predicted: IntArray, classes: int, weights: FloatArray) -> FloatArray:
     cells = np.eye(classes * classes)[labels * classes + predicted]  # (N, K*K)
-    return (weights @ cells).reshape(-1, classes, classes)  # (R, true, predicted)
+    counts: FloatArray = (weights @ cells).reshape(-1, classes, classes)  # (R, true, predicted)
+    return counts
 
 
 def _overall(counts: FloatArray, sensitivity: FloatArray) -> dict[str, FloatArray]:
@@ -191,7 +205,7 @@ def _per_class(counts: FloatArray) -> dict[str, FloatArray]:
 
 
 class _Curve:
-    """Weighted ROC and precision-recall of one class against the rest: mass passed at each distinct score, high to low."""
+    """One class against the rest: the weight of positives and negatives at or above each distinct score."""
 
     def __init__(self, target: NDArray[np.bool_], score: FloatArray, weights: FloatArray) -> None:
         order = np.argsort(-score, kind="stable")
@@ -206,13 +220,14 @@ class _Curve:
 
     def roc_auc(self) -> FloatArray:
         """Probability that a positive scores above a negative, ties counted half."""
-        above = self.negatives * self.positives - (self.positive * self.middle).sum(axis=1)
-        return above / (self.positives * self.negatives)
+        pairs: FloatArray = self.positives * self.negatives
+        return 1 - (self.positive * self.middle).sum(axis=1) / pairs
 
     def average_precision(self) -> FloatArray:
         """Precision averaged over steps in recall, without interpolation."""
         called = np.maximum(self.true + self.false, np.finfo(float).tiny)
-        return (self.positive * self.true / called).sum(axis=1) / self.positives
+        average: FloatArray = (self.positive * self.true / called).sum(axis=1) / self.positives
+        return average
 
     def sensitivity_at(self, specificity: float) -> FloatArray:
         """The largest sensitivity of the thresholds whose specificity is at least the given one; 0 where none is."""

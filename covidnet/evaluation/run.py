@@ -65,9 +65,7 @@ def choose(candidates: Sequence[Candidate], config: Config) -> tuple[Candidate, 
 def metrics_of(predictions: Predictions, config: Config, temperature: float = 1.0) -> dict[str, float]:
     """All figures of a model's predictions."""
     probabilities = predictions.probabilities(temperature)
-    return metrics.classification(
-        predictions.labels, probabilities, predictions.classes, config.evaluate.positive
-    )
+    return metrics.classification(predictions.labels, probabilities, predictions.classes, config.evaluate.positive)
 
 
 def _not_worse(a: Candidate, b: Candidate, config: Config) -> bool:
@@ -77,7 +75,9 @@ def _not_worse(a: Candidate, b: Candidate, config: Config) -> bool:
     return bool(result.high >= 0)
 
 
-def predict(config: Config, packed: packed_data.Packed, path: Path, device: torch.device) -> tuple[Candidate, Classifier]:
+def predict(
+    config: Config, packed: packed_data.Packed, path: Path, device: torch.device
+) -> tuple[Candidate, Classifier]:
     """Load a trained model and read the test split with it."""
     model, description = saved.load(path)
     model.to(device, memory_format=torch.channels_last_3d)

@@ -109,7 +109,8 @@ def test_autocast_sees_a_plain_convolution() -> None:
     x, weight, _ = draw(2, 4, (2, 4, 4), 3, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = depthwise_conv3d(x, weight.requires_grad_())
-    assert y.dtype == torch.bfloat16 and type(y.grad_fn).__name__ == "ConvolutionBackward0"
+    assert y.dtype == torch.bfloat16
+    assert type(y.grad_fn).__name__ == "ConvolutionBackward0"
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 2, 2, 2), (4, 1, 3, 3, 5)])
