@@ -118,7 +118,6 @@ class Search(Section):
     label_smoothing: Fraction = 0.1
     temperature: tuple[float, float] = Field((2.0, 0.5), description="Gumbel-Softmax, annealed geometrically")
     budget: Budget = Budget()
-    budget_weight: float = Field(2.0, ge=0, description="weight of the resource term")
     candidates: int = Field(12, ge=1, description="argmax neighbours compared on validation inside the supernet")
     random: int = Field(8, ge=2, description="random architectures that the result is compared with")
 

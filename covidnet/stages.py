@@ -169,7 +169,7 @@ def _train(
         device = _device()
         train, validation = (_volumes(config, packed, name, device) for name in ("train", "validation"))
         torch.manual_seed(config.seed)
-        model = description.build().to(device, memory_format=torch.channels_last_3d)
+        model = loop.place(description.build(), device)
         cost = count(model, size, config.channels)
         fitted = loop.fit(
             model,

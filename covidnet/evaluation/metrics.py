@@ -221,7 +221,8 @@ class _Curve:
     def roc_auc(self) -> FloatArray:
         """Probability that a positive scores above a negative, ties counted half."""
         pairs: FloatArray = self.positives * self.negatives
-        return 1 - (self.positive * self.middle).sum(axis=1) / pairs
+        area: FloatArray = 1 - (self.positive * self.middle).sum(axis=1) / pairs
+        return area
 
     def average_precision(self) -> FloatArray:
         """Precision averaged over steps in recall, without interpolation."""

@@ -80,7 +80,7 @@ def predict(
 ) -> tuple[Candidate, Classifier]:
     """Load a trained model and read the test split with it."""
     model, description = saved.load(path)
-    model.to(device, memory_format=torch.channels_last_3d)
+    loop.place(model, device)
     validation = Predictions.load(path / "validation.csv")
     rows = [packed.rows[i] for i in packed.split("test")]
     test = Predictions(

@@ -94,7 +94,7 @@ class Supernet(nn.Module):
 
     def __init__(self, space: Space, channels: int, classes: int, share_weights: bool = True) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.channels = space, channels
         block_type = SharedBlock if share_weights else SeparateBlock
         self.stem = conv_bn(channels, space.stem, 3, space.stem_stride)
         self.calibrations = nn.ModuleList()

@@ -1,11 +1,11 @@
 """Differentiable architecture search: one sampled path a step, two updates an iteration.
 
-    warm-up   paths drawn uniformly, weights only, until the supernet is clearly above chance
-    joint     weights on one half of the training patients, alpha on the other (He et al., AAAI 2021, §3.3; DARTS, eq. 3-4)
+    warm-up   paths drawn uniformly as far as the budget allows, weights only
+    joint     weights on one half of the training patients, alpha on the other (He et al., AAAI 2021, §3.3)
     result    covidnet.search.result: argmax and its neighbours, judged with re-estimated normalisation
 
-What the authors' released code gets wrong and this doesn't: the gate is float, so alpha gets its gradient; temperature is
-annealed; the result is no random draw.
+What the authors' released code gets wrong and this doesn't: the gate is float, so alpha gets its gradient;
+temperature is annealed; the result is no random draw.
 """
 
 import math
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from covidnet.config import Augment, Search
 from covidnet.data.augment import augment
 from covidnet.errors import CovidnetError
-from covidnet.models.cost import CostTable
 from covidnet.models.supernet import Supernet
 from covidnet.progress import progress
+from covidnet.search.budget import Costing
 from covidnet.search.gumbel import anneal, entropy, sample
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
 from covidnet.training.loop import layout, one_cycle, parameter_groups
@@ -46,7 +46,7 @@ class Searched:
 
 def search(
     supernet: Supernet,
-    costs: CostTable,
+    costing: Costing,
     weight_half: Volumes,
     alpha_half: Volumes,
     settings: Search,
@@ -61,7 +61,7 @@ def search(
 
     Args:
         supernet: on the device of the volumes.
-        costs: of the supernet's space at the search's input size.
+        costing: of the supernet's space at the search's input size.
         weight_half: scans of one half of the training patients.
         alpha_half: scans of the other half.
         work: folder for the checkpoint; a run of the same stage goes on from there.
@@ -70,7 +70,7 @@ def search(
     Raises:
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
     """
-    run = _Run(supernet, costs, weight_half, alpha_half, settings, augmentation, seed)
+    run = _Run(supernet, costing, weight_half, alpha_half, settings, augmentation, seed)
     checkpoint = Checkpoint(work / "checkpoint.pt")
     if saved := checkpoint.load():
         run.load_state(saved)
@@ -101,14 +101,14 @@ class _Run:
     def __init__(
         self,
         supernet: Supernet,
-        costs: CostTable,
+        costing: Costing,
         weight_half: Volumes,
         alpha_half: Volumes,
         settings: Search,
         augmentation: Augment,
         seed: int,
     ) -> None:
-        self.supernet, self.costs, self.settings, self.augmentation = supernet, costs, settings, augmentation
+        self.supernet, self.costing, self.settings, self.augmentation = supernet, costing, settings, augmentation
         self.weight_half, self.alpha_half, self.seed = weight_half, alpha_half, seed
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -137,22 +137,23 @@ class _Run:
             "weight_loss": self._update_weights(temperature if joint else None),
             "alpha_loss": self._update_alpha(temperature) if joint else None,
         }
-        probabilities = torch.softmax(self.alpha.detach(), dim=1)
-        row["entropy"] = entropy(self.alpha)
-        row["expected_size_mib"] = float(self.costs.size_mib(probabilities))
-        row["expected_macs"] = float(self.costs.expected_macs(probabilities))
+        scores = self.costing.within(self.alpha.detach())
+        probabilities = torch.softmax(scores, dim=1)
+        row["entropy"] = entropy(scores)
+        row["expected_size_mib"] = float(self.costing.costs.size_mib(probabilities))
+        row["expected_macs"] = float(self.costing.costs.expected_macs(probabilities))
         self.step += 1
         if self.step % max(1, total // 400) == 0 or self.step == total:
             self.history.append(row)
         return row
 
     def _update_weights(self, temperature: float | None) -> float:
-        """Update the weights of one path: uniform while warming up, from alpha after."""
+        """Update the weights of one path: drawn as uniformly as the budget allows while warming up, from alpha after."""
         rng = generator(self.seed, 0, self.step)
         if temperature is None:
-            path = torch.randint(self.alpha.shape[1], (len(self.alpha),), generator=rng)
+            path, _ = sample(self.costing.within(torch.zeros_like(self.alpha)), 1.0, rng)
         else:
-            path, _ = sample(self.alpha.detach(), temperature, rng)
+            path, _ = sample(self.costing.within(self.alpha.detach()), temperature, rng)
         loss = self._loss(self.weight_half, self.step, 1, path.tolist(), None)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -162,34 +163,23 @@ class _Run:
 
     def _update_alpha(self, temperature: float) -> float:
         """Update alpha on the other patients; weights are frozen, so no weight gradient is computed."""
-        path, gates = sample(self.alpha, temperature, generator(self.seed, 2, self.step))
+        path, gates = sample(self.costing.within(self.alpha), temperature, generator(self.seed, 2, self.step))
         for weight in self.weights:
             weight.requires_grad_(False)
         loss = self._loss(self.alpha_half, self.step, 3, path.tolist(), gates)
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        (loss + self.resource_term()).backward()
+        loss.backward()
         self.alpha_optimizer.step()
         for weight in self.weights:
             weight.requires_grad_(True)
         return float(loss.detach())
 
-    def resource_term(self) -> Tensor:
-        """Hinge on the logarithm of expected cost over budget: no pull once the budget is met."""
-        probabilities, budget = torch.softmax(self.alpha, dim=1), self.settings.budget
-        term = torch.zeros((), device=self.alpha.device)
-        if budget.size_mib is not None:
-            term = term + torch.relu(torch.log(self.costs.size_mib(probabilities) / budget.size_mib))
-        if budget.macs is not None:
-            term = term + torch.relu(torch.log(self.costs.expected_macs(probabilities) / budget.macs))
-        return self.settings.budget_weight * term
-
     def _loss(self, half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None) -> Tensor:
         scans, labels = half.batch(step, self.settings.batch, self.seed + stream)
         volume = layout(augment(scans, self.augmentation, generator(self.seed, stream, step)))  # (B, 1, D, H, W)
-        channels = self.supernet.stem[0].in_channels
         device_type = volume.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
-            logits = self.supernet(volume.expand(-1, channels, -1, -1, -1), path, gates)
+            logits = self.supernet(volume.expand(-1, self.supernet.channels, -1, -1, -1), path, gates)
         return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
 
     def state(self) -> dict[str, Any]:

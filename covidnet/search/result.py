@@ -6,16 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from covidnet.config import Budget
-from covidnet.errors import UsageError
 from covidnet.models.blocks import Classifier
-from covidnet.models.cost import CostTable
 from covidnet.models.covidnet3d import Genotype
 from covidnet.models.supernet import Supernet
-from covidnet.training.loop import layout, logits, with_channels
+from covidnet.search.budget import Costing, Path
+from covidnet.training.loop import layout, logits, place, with_channels
 from covidnet.training.volumes import Volumes
-
-Path = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,58 +22,11 @@ class Judgement:
     accuracy: float
 
 
-class Costing:
-    """Costs of discrete paths, and whether they keep to the budget.
-
-    Raises:
-        UsageError: no architecture of the space is within the budget; says the least that is possible.
-    """
-
-    def __init__(self, costs: CostTable, budget: Budget) -> None:
-        self.costs, self.budget = costs, budget
-        self.blocks, self.operations = costs.parameters.shape
-        cheapest = tuple(costs.parameters.argmin(dim=1).tolist())
-        if not self.fits(cheapest):
-            raise UsageError(
-                f"search.budget: no architecture fits; the smallest of this space has {self.size_mib(cheapest):.2f} MiB "
-                f"and {self.macs(cheapest):.3g} multiply-accumulates"
-            )
-
-    def size_mib(self, path: Path) -> float:
-        return float(self.costs.size_mib(self._one_hot(path)))
-
-    def macs(self, path: Path) -> float:
-        return float(self.costs.expected_macs(self._one_hot(path)))
-
-    def excess(self, path: Path) -> float:
-        """How far over budget, as the largest ratio minus one; 0 or less when within."""
-        over = [-1.0]
-        if self.budget.size_mib is not None:
-            over.append(self.size_mib(path) / self.budget.size_mib - 1)
-        if self.budget.macs is not None:
-            over.append(self.macs(path) / self.budget.macs - 1)
-        return max(over)
-
-    def fits(self, path: Path) -> bool:
-        return self.excess(path) <= 0
-
-    def neighbours(self, path: Path) -> list[Path]:
-        """All paths that differ in one block."""
-        return [
-            (*path[:block], operation, *path[block + 1 :])
-            for block in range(self.blocks)
-            for operation in range(self.operations)
-            if operation != path[block]
-        ]
-
-    def _one_hot(self, path: Path) -> Tensor:
-        return nn.functional.one_hot(torch.tensor(path), self.operations).double()
-
-
 def within_budget(alpha: Tensor, costing: Costing) -> Path:
     """The argmax architecture; where it is over budget, the least improbable single-block changes that mend it."""
-    log_p = torch.log_softmax(alpha.double(), dim=1)
-    path: Path = tuple(alpha.argmax(dim=1).tolist())
+    scores = costing.within(alpha)
+    log_p = torch.log_softmax(scores.double(), dim=1)
+    path: Path = tuple(scores.argmax(dim=1).tolist())
     while not costing.fits(path):
         cheaper = [p for p in costing.neighbours(path) if costing.excess(p) < costing.excess(path)]
         path = max(cheaper, key=lambda p: _gain(log_p, p, path) / (costing.excess(path) - costing.excess(p)))
@@ -86,7 +35,7 @@ def within_budget(alpha: Tensor, costing: Costing) -> Path:
 
 def candidates(alpha: Tensor, costing: Costing, count: int) -> list[Path]:
     """The argmax within budget and its most probable single-block neighbours within budget, ``count`` in all."""
-    log_p = torch.log_softmax(alpha.double(), dim=1)
+    log_p = torch.log_softmax(costing.within(alpha).double(), dim=1)
     best = within_budget(alpha, costing)
     near = [path for path in costing.neighbours(best) if costing.fits(path)]
     near.sort(key=lambda path: -_gain(log_p, path, best))
@@ -96,15 +45,15 @@ def candidates(alpha: Tensor, costing: Costing, count: int) -> list[Path]:
 def random_paths(costing: Costing, count: int, generator: torch.Generator) -> list[Path]:
     """Architectures drawn at random under the same budget: what a search has to beat.
 
-    Each is a uniform draw; while it is over budget, a random block gets a random cheaper operation.
+    Drawn from the distribution that the search starts from (uniform, as far as the budget allows); those over budget are
+    drawn again.
     """
-    paths = []
+    probabilities = torch.softmax(costing.within(torch.zeros(costing.blocks, costing.operations)), dim=1)
+    paths: list[Path] = []
     while len(paths) < count:
-        path: Path = tuple(torch.randint(costing.operations, (costing.blocks,), generator=generator).tolist())
-        while not costing.fits(path):
-            cheaper = [p for p in costing.neighbours(path) if costing.excess(p) < costing.excess(path)]
-            path = cheaper[int(torch.randint(len(cheaper), (1,), generator=generator))]
-        paths.append(path)
+        path = tuple(torch.multinomial(probabilities, 1, generator=generator).squeeze(1).tolist())
+        if costing.fits(path):
+            paths.append(path)
     return paths
 
 
@@ -114,8 +63,7 @@ def genotype_of(
     """Name a path's operations."""
     space = supernet.space
     layers = space.layers([space.operations[i].name for i in path])
-    channels = supernet.stem[0].in_channels
-    return Genotype(variant, tuple(classes), channels, size, tuple(tuple(layer) for layer in layers))
+    return Genotype(variant, tuple(classes), supernet.channels, size, tuple(tuple(layer) for layer in layers))
 
 
 def judge(supernet: Supernet, genotype: Genotype, train: Volumes, held_out: Volumes, batches: int = 6) -> Judgement:
@@ -126,7 +74,7 @@ def judge(supernet: Supernet, genotype: Genotype, train: Volumes, held_out: Volu
         held_out: scans that the supernet's weights haven't seen.
         batches: of 32 scans, for the statistics.
     """
-    network = supernet.extract(genotype).to(train.labels.device, memory_format=torch.channels_last_3d)
+    network = place(supernet.extract(genotype), train.labels.device)
     estimate_normalisation(network, train, batches)
     scores = torch.from_numpy(logits(network, held_out))
     labels = held_out.labels.cpu()

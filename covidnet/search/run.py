@@ -16,7 +16,9 @@ from covidnet.models.covidnet3d import SPACES
 from covidnet.models.supernet import Supernet
 from covidnet.progress import progress
 from covidnet.search import result
+from covidnet.search.budget import Costing
 from covidnet.search.dnas import search
+from covidnet.training.loop import place
 from covidnet.training.volumes import Volumes, generator, select
 
 
@@ -29,12 +31,11 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
     """
     settings, space = config.search, SPACES[variant]
     costs = cost.table(space, settings.size, config.channels, len(config.classes))
-    costing = result.Costing(costs, settings.budget)
+    costing = Costing(costs, settings.budget)
     weight_half, alpha_half = halves(config, packed, device)
     validation = select(packed, packed.split("validation"), config.classes, settings.size, device)
     torch.manual_seed(config.seed)
-    supernet = Supernet(space, config.channels, len(config.classes), settings.share_weights)
-    supernet.to(device, memory_format=torch.channels_last_3d)
+    supernet = place(Supernet(space, config.channels, len(config.classes), settings.share_weights), device)
     random = result.random_paths(costing, settings.random, generator(config.seed, 10))
 
     def judge(path: result.Path, held_out: Volumes) -> result.Judgement:
@@ -45,7 +46,7 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
         return float(np.mean([judge(path, validation).accuracy for path in random[:4]]))
 
     searched = search(
-        supernet, costs, weight_half, alpha_half, settings, config.augment,
+        supernet, costing, weight_half, alpha_half, settings, config.augment,
         seed=config.seed, work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves,
     )  # fmt: skip
     paths = result.candidates(searched.alpha, costing, settings.candidates)

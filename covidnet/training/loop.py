@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from covidnet.models.blocks import Classifier
 from covidnet.progress import progress
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
 from covidnet.training.volumes import Volumes, generator
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,11 @@ def logits(model: nn.Module, volumes: Volumes, batch: int = 32) -> np.ndarray:
         ]
     array: np.ndarray = torch.cat(parts).numpy()
     return array
+
+
+def place(model: Network, device: torch.device) -> Network:
+    """Move a network to the device, weights in the memory layout of `layout`."""
+    return model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 
 def layout(volume: Tensor) -> Tensor:

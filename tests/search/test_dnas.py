@@ -10,6 +10,7 @@ from covidnet.models import cost
 from covidnet.models.covidnet3d import Operation, Space
 from covidnet.models.supernet import Supernet
 from covidnet.search import dnas, result
+from covidnet.search.budget import Costing
 from covidnet.search.gumbel import sample
 from covidnet.training.volumes import Volumes, generator
 
@@ -31,15 +32,14 @@ def volumes(count=48, seed=0):
 def run(work, settings, seed=0, stop_after=None):
     torch.manual_seed(seed)
     supernet = Supernet(TINY, 1, 3)
-    costs = cost.table(TINY, SIZE, 1, 3)
-    state = dnas._Run(supernet, costs, volumes(), volumes(seed=1), settings, STILL, seed)
+    state = dnas._Run(supernet, costing(), volumes(), volumes(seed=1), settings, STILL, seed)
     if stop_after is not None:
         for _ in range(stop_after):
             state.iterate()
         torch.save(state.state(), work / "checkpoint.pt")
         return supernet, None
     searched = dnas.search(
-        supernet, costs, volumes(), volumes(seed=1), settings, STILL,
+        supernet, costing(), volumes(), volumes(seed=1), settings, STILL,
         seed=seed, work=work, title="test", after_warmup=lambda: 0.5,
     )  # fmt: skip
     return supernet, searched
@@ -50,9 +50,7 @@ SETTINGS = Search(size=(8, 16, 16), batch=8, warmup_steps=4, steps=8, budget=Bud
 
 def test_every_block_gets_an_architecture_gradient_within_a_few_steps():
     torch.manual_seed(0)
-    state = dnas._Run(
-        Supernet(TINY, 1, 3), cost.table(TINY, SIZE, 1, 3), volumes(), volumes(seed=1), SETTINGS, STILL, 0
-    )
+    state = dnas._Run(Supernet(TINY, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     touched = torch.zeros(4, dtype=torch.bool)
     for _ in range(12):
         state.iterate()
@@ -63,9 +61,7 @@ def test_every_block_gets_an_architecture_gradient_within_a_few_steps():
 
 def test_the_architecture_update_leaves_the_weights_alone():
     torch.manual_seed(0)
-    state = dnas._Run(
-        Supernet(TINY, 1, 3), cost.table(TINY, SIZE, 1, 3), volumes(), volumes(seed=1), SETTINGS, STILL, 0
-    )
+    state = dnas._Run(Supernet(TINY, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     state.iterate()
     before = {name: value.clone() for name, value in state.supernet.named_parameters()}
     grads = [None if p.grad is None else p.grad.clone() for p in state.supernet.parameters()]
@@ -119,22 +115,31 @@ def test_a_diverged_search_stops_with_the_step_and_what_to_lower(tmp_path):
         run(tmp_path, SETTINGS.model_copy(update={"lr": 1e30}))
 
 
-def test_the_resource_term_is_zero_within_budget_and_pulls_above_it():
-    def term(size_mib):
-        settings = SETTINGS.model_copy(update={"budget": Budget(size_mib=size_mib)})
-        state = dnas._Run(Supernet(TINY, 1, 3), cost.table(TINY, SIZE, 1, 3), volumes(), volumes(), settings, STILL, 0)
-        return state.resource_term()
+def test_the_sampled_distribution_keeps_to_the_budget_exactly_and_moves_no_more_than_it_must():
+    costs = cost.table(TINY, SIZE, 1, 3)
+    alpha = torch.randn(4, 8, generator=generator(0))
+    free = float(costs.size_mib(torch.softmax(alpha, 1)))
+    assert torch.equal(Costing(costs, Budget(size_mib=free * 1.01)).within(alpha), alpha)
+    limited = Costing(costs, Budget(size_mib=free * 0.8, macs=None)).within(alpha)
+    assert float(costs.size_mib(torch.softmax(limited, 1))) == pytest.approx(free * 0.8, rel=1e-5)
+    shift = limited - alpha  # proportional to cost: one multiplier for all blocks
+    assert float(torch.corrcoef(torch.stack([shift.flatten(), costs.parameters.flatten().float()]))[0, 1]) < -0.9999
 
-    expected = float(cost.table(TINY, SIZE, 1, 3).size_mib(torch.full((4, 8), 1 / 8)))
-    assert term(expected * 1.01).item() == 0
-    assert term(expected / 2).item() == pytest.approx(2.0 * np.log(2), rel=1e-4)
+
+def test_two_limits_hold_together():
+    costs = cost.table(TINY, SIZE, 1, 3)
+    uniform = torch.full((4, 8), 1 / 8)
+    size, macs = float(costs.size_mib(uniform)) * 0.8, float(costs.expected_macs(uniform)) * 0.7
+    p = torch.softmax(Costing(costs, Budget(size_mib=size, macs=macs)).within(torch.zeros(4, 8)), 1)
+    assert float(costs.size_mib(p)) <= size * 1.001
+    assert float(costs.expected_macs(p)) <= macs * 1.001
 
 
 # ---- from alpha to one architecture
 
 
 def costing(size_mib=None):
-    return result.Costing(cost.table(TINY, SIZE, 1, 3), Budget(size_mib=size_mib))
+    return Costing(cost.table(TINY, SIZE, 1, 3), Budget(size_mib=size_mib))
 
 
 def test_without_a_budget_the_result_is_the_argmax_and_its_most_probable_neighbours():

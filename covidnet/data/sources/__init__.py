@@ -1,0 +1,76 @@
+"""Raw scans, whatever their format, as `Scan`: `read_scan` decodes one, `discover` lists a dataset."""
+
+from pathlib import Path
+from typing import Any
+
+from covidnet.data.scan import Scan
+from covidnet.data.sources import archive, dicom, nifti, slices
+from covidnet.data.sources.discovery import ScanRef, discover, pseudonym
+from covidnet.errors import ScanError, UsageError
+
+__all__ = ["ScanRef", "discover", "facts", "pseudonym", "read_scan"]
+
+SUPPORTED = (
+    "a DICOM file, a folder or zip of one DICOM series, a NIfTI (.nii, .nii.gz), NRRD or MetaImage (.nrrd, .mha, .mhd) "
+    "file, or a folder of 8-bit PNG/JPG or 16-bit TIFF slices"
+)
+
+
+def read_scan(path: Path) -> Scan:
+    """Decode one chest CT into the project's axes; the format is recognised from the content and the file endings.
+
+    Args:
+        path: a file, a folder (its subfolders are searched for a DICOM series), or a zip of such a folder.
+
+    Raises:
+        UsageError: nothing lies at ``path``.
+        ScanError: not a supported format, not an axial chest CT, damaged, or larger than the safety limits.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"no such file or folder: {path}; expected {SUPPORTED}")
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix.lower() == ".zip":
+        with archive.unpacked(path) as folder:
+            return _read_folder(folder)
+    if nifti.is_volume(path):
+        return nifti.read(path)
+    if dicom.is_dicom(path):
+        return dicom.read([path])
+    if slices.is_picture(path):
+        raise ScanError("expected a whole scan, found one picture; give the folder that holds all its slices")
+    raise ScanError(f"the file is in no format that can be read here; expected {SUPPORTED}")
+
+
+def facts(scan: Scan) -> dict[str, Any]:
+    """What `covidnet inspect` prints: JSON-ready, ``shape`` as [D, H, W], ``spacing_mm`` as [z, y, x]."""
+    return {
+        "format": scan.format,
+        "shape": list(scan.shape),
+        "spacing_mm": [round(mm, 4) for mm in scan.spacing_mm],
+        "orientation": scan.orientation,
+        "hu_min": int(scan.voxels.min()),
+        "hu_max": int(scan.voxels.max()),
+        "slices": scan.shape[0],
+        "intensity": scan.intensity,
+        "warnings": list(scan.warnings),
+    }
+
+
+def _read_folder(folder: Path) -> Scan:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    volumes = [p for p in files if nifti.is_volume(p)]
+    if len(volumes) > 1:
+        raise ScanError(f"expected one scan in the folder, found {len(volumes)} volume files; give one of them")
+    if volumes:
+        return nifti.read(volumes[0])
+    pictures = [p for p in files if slices.is_picture(p)]
+    folders = {p.parent for p in pictures}
+    if len(folders) > 1:
+        raise ScanError(f"expected one scan, found slices in {len(folders)} subfolders; give one of them")
+    if pictures:
+        return slices.read(pictures)
+    if any(dicom.is_dicom(p) for p in files):
+        return dicom.read(files)
+    raise ScanError(f"found {len(files)} file(s) in the folder and no scan among them; expected {SUPPORTED}")

@@ -1,0 +1,34 @@
+"""Component `search`: differentiable architecture search."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def search(
+    params: str,
+    variant: str,
+    dataset: dsl.Input[dsl.Dataset],
+    genotype: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Search an architecture on the training split, and compare it with random ones inside the supernet.
+
+    Args:
+        params: Configuration, as JSON.
+        variant: Search space, S or L.
+        dataset: From ingest.
+        genotype: genotype.json, and the history of the search.
+        metrics: Size of the result, its accuracy inside the supernet beside that of random architectures.
+    """
+    import json
+    from pathlib import Path
+
+    from covidnet import config, stages
+
+    found = stages.search(config.parse(json.loads(params)), Path(dataset.path), Path(genotype.path), variant)
+    genotype.metadata.update({"folder": f"search/{variant}", **found})
+    for key, value in found.items():
+        if isinstance(value, (int, float)):
+            metrics.log_metric(key, value)

@@ -1,0 +1,191 @@
+"""DICOM CT: one file, or the best axial series of a folder, from headers to Hounsfield units in the project's axes."""
+
+import logging
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset, config, dcmread
+from pydicom.pixels import pixel_array
+from pydicom.uid import UID
+
+from covidnet.data.scan import Scan
+from covidnet.data.sources import axes, jpeg_lossless
+from covidnet.data.sources.dicom_headers import PARSE_ERRORS, Slice, is_dicom, read_headers
+from covidnet.data.sources.limits import check_voxels
+from covidnet.errors import ScanError
+
+__all__ = ["is_dicom", "read"]
+
+AIR_HU = -1024
+SAME_POSITION = 0.05  # of a step: closer slices are one slice stored twice
+UNEVEN = 0.1  # of a step: what rounding of positions may explain
+MAX_INTERPOLATED = 0.1  # of the slices
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Exported series carry illegal UIDs and odd values by the thousand. pydicom's warnings quote them and the files' paths,
+# which would write patient data into logs; what matters of a header is checked here.
+config.settings.reading_validation_mode = config.IGNORE
+warnings.filterwarnings("ignore", module="pydicom")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def read(files: list[Path]) -> Scan:
+    """Read the best axial CT series among ``files``.
+
+    Which series: modality CT, axial within 10 degrees, no localizer or projection; of these, in this order, a primary
+    one before a secondary or reformatted one, one of the chest (or of no stated body part) before others, most slices,
+    thinnest slices. The choice is a warning of the scan. Slices are ordered by their position along the normal of the
+    image plane, never by name or number.
+
+    Raises:
+        ScanError: no such series, undecodable pixels, missing or uneven slices, a gantry tilt, or too large.
+    """
+    slices, remarks = read_headers(files)
+    chosen, choice = _choose(slices)
+    ordered, step_mm, stacking = _stack(chosen)
+    voxels = _decode(ordered)  # (D, H, W), along the normal
+    placed = axes.place(voxels.transpose(2, 1, 0), _affine(chosen, step_mm))
+    notes = [*remarks, *choice, *stacking, *placed.warnings]
+    if placed.voxels.min() >= 0:
+        notes.append("no voxel is below 0 HU; the rescale intercept may be missing from the header")
+    return Scan(placed.voxels, placed.spacing_mm, "hu", "dicom", placed.orientation, tuple(notes))
+
+
+def _choose(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
+    """The slices of the best series, and a remark where there was a choice."""
+    series: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
+    for item in slices:
+        series[item.series].append(item)
+    refused = {key: reason for key, members in series.items() if (reason := members[0].refusal())}
+    usable = [members for key, members in series.items() if key not in refused]
+    if not usable:
+        raise ScanError("no axial CT series to read: " + "; ".join(sorted(set(refused.values()))))
+    # the last term only makes ties independent of file names
+    best = max(usable, key=lambda s: (s[0].primary, s[0].chest, len(s), -(s[0].thickness_mm or 0.0), str(s[0].series)))
+    remarks = []
+    if len(series) > 1:
+        remarks.append(
+            f"{len(series)} series found; read the axial one of {len(best)} slices, "
+            f"{best[0].thickness_mm or 0:g} mm thick (chosen by: primary, chest, most slices, thinnest)"
+        )
+    if not best[0].primary:
+        remarks.append("the series is marked as secondary or reformatted, not as acquired")
+    return best, remarks
+
+
+def _stack(slices: list[Slice]) -> tuple[list[Slice | None], float, list[str]]:
+    """Slices in the order of their position along the normal, with None where one is missing.
+
+    Returns:
+        the slices, their distance in mm, and remarks.
+    """
+    # the file's name decides only between slices at one position
+    ordered = sorted(slices, key=lambda s: (s.depth_mm, s.number, s.file.name, s.frame))
+    if len(ordered) == 1:
+        return list(ordered), ordered[0].thickness_mm or 1.0, ["a single slice, not a volume"]
+    steps = np.diff([s.depth_mm for s in ordered])
+    distinct = steps[steps > 1e-2]
+    if not len(distinct):
+        raise ScanError(f"{len(slices)} slices share one position; export the series with ImagePositionPatient")
+    step_mm = float(np.median(distinct))
+    stacked: list[Slice | None] = [ordered[0]]
+    for step, item in zip(steps / step_mm, ordered[1:], strict=True):
+        if step < SAME_POSITION:
+            continue
+        if abs(step - round(step)) > UNEVEN * round(step) or round(step) > 2:
+            raise ScanError(_gap(float(step), len(ordered), step_mm))
+        stacked += [None] * (round(step) - 1) + [item]
+    missing = stacked.count(None)
+    duplicates = len(ordered) + missing - len(stacked)
+    if missing > MAX_INTERPOLATED * len(stacked):
+        raise ScanError(f"{missing} of {len(stacked)} slices are missing; export the whole series")
+    remarks = [f"{duplicates} slice(s) at a position already taken were dropped"] if duplicates else []
+    remarks += [f"{missing} missing slice(s) were interpolated from their neighbours"] if missing else []
+    # the mean over the whole stack carries less of the header's rounding than a single step
+    return stacked, (ordered[-1].depth_mm - ordered[0].depth_mm) / (len(stacked) - 1), remarks
+
+
+def _gap(step: float, count: int, step_mm: float) -> str:
+    if step > 2:
+        return f"{round(step) - 1} slices in a row are missing ({count} found, {step_mm:g} mm apart); export them all"
+    return f"slices are unevenly spaced: {step * step_mm:.2f} mm, expected {step_mm:.2f} mm; export an even series"
+
+
+def _affine(slices: list[Slice], step_mm: float) -> np.ndarray:
+    """4x4, (column, row, slice) to RAS millimetres, from the stack's own ends."""
+    ordered = sorted(slices, key=lambda s: s.depth_mm)
+    first, last = ordered[0], ordered[-1]
+    along_row, along_column = first.directions
+    track = last.position_mm - first.position_mm
+    length = float(np.linalg.norm(track))
+    affine = np.eye(4)
+    affine[:3, 0] = along_row * first.pixel_spacing_mm[1]
+    affine[:3, 1] = along_column * first.pixel_spacing_mm[0]
+    affine[:3, 2] = track / length * step_mm if length > 0 else first.normal * step_mm
+    affine[:3, 3] = first.position_mm
+    return LPS_TO_RAS @ affine
+
+
+def _decode(stack: list[Slice | None]) -> np.ndarray:
+    """Hounsfield units ``int16 (D, H, W)``; gaps are filled halfway between their neighbours."""
+    rows, columns = next(s for s in stack if s).shape
+    check_voxels((len(stack), rows, columns))
+    volume = np.empty((len(stack), rows, columns), np.int16)
+    opened: tuple[Path | None, Dataset] = (None, Dataset())
+    for index, item in enumerate(stack):
+        if item is None:
+            continue
+        if opened[0] != item.file:
+            opened = (item.file, dcmread(item.file, force=True))
+        volume[index] = _hounsfield(_pixels(opened[1], item, index), item)
+    for index in (i for i, s in enumerate(stack) if s is None):
+        volume[index] = (volume[index - 1].astype(np.int32) + volume[index + 1]) // 2
+    first = next(s for s in stack if s)
+    if first.inverted and _air_inside(volume):
+        low, high = first.stored_range
+        mirror = round((low + high) * first.slope + 2 * first.intercept)
+        volume = (mirror - volume.astype(np.int32)).astype(np.int16)
+    return volume
+
+
+def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    try:
+        pixels = pixel_array(
+            dataset,
+            index=item.frame if item.frames > 1 else None,
+            raw=True,
+            decoding_plugin=jpeg_lossless.plugin(syntax),
+        )
+    except PARSE_ERRORS as error:
+        raise ScanError(
+            f"slice {index} can't be decoded ({syntax.name}, {type(error).__name__}); it is damaged or its "
+            "compression isn't supported; export the series as Explicit VR Little Endian"
+        ) from None
+    if pixels.shape != item.shape:
+        raise ScanError(f"slice {index} decodes to {pixels.shape}, expected {item.shape}; the file is damaged")
+    return np.asarray(pixels)
+
+
+def _hounsfield(stored: np.ndarray, item: Slice) -> np.ndarray:
+    """Rescaled pixels; padding outside the reconstruction circle becomes air."""
+    if item.slope == 1 and item.intercept.is_integer():
+        values = stored.astype(np.int32) + int(item.intercept)
+    else:
+        values = np.rint(stored * item.slope + item.intercept).astype(np.int64)
+    if item.padding is not None:
+        first, last = item.padding
+        # headers give the padding of signed pixels as an unsigned number and the other way round
+        wrapped = stored.astype(np.int16) if item.signed else stored.astype(np.uint16)
+        values[(wrapped >= first) & (wrapped <= last)] = AIR_HU
+    limits = np.iinfo(np.int16)
+    return np.clip(values, limits.min, limits.max)
+
+
+def _air_inside(volume: np.ndarray) -> bool:
+    """Whether a MONOCHROME1 scan has its values inverted, not just its display: then the surroundings are dense."""
+    middle = volume[len(volume) // 2]
+    border = np.concatenate([middle[0], middle[-1], middle[:, 0], middle[:, -1]])
+    return bool(np.median(border) > middle.mean())

@@ -1,0 +1,145 @@
+"""The model card of a bundle, from facts alone (sections after Mitchell et al., Model Cards, FAT* 2019)."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from covidnet.errors import CovidnetError
+
+
+class Facts(TypedDict):
+    """What a card says; JSON values.
+
+    Keys:
+        name: of the network, e.g. ``covidnet3d-s``.
+        classes: in the order of the logits.
+        size: ``[D, H, W]`` of the input.
+        parameters, size_mib, macs: cost of one scan.
+        source: ``data.source`` of the dataset; a phantom gets a warning of its own.
+        scans: split to class to count.
+        patients: split to count.
+        metrics: test figures by name; None where undefined.
+        intervals: the same names to ``(low, high)``; None where there are too few patients for one.
+        confidence: of the intervals, 0..1.
+        temperature, false_alarm_rate: of the calibration.
+        versions: package to version.
+    """
+
+    name: str
+    classes: Sequence[str]
+    size: Sequence[int]
+    parameters: int
+    size_mib: float
+    macs: int
+    source: str
+    scans: Mapping[str, Mapping[str, int]]
+    patients: Mapping[str, int]
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, Sequence[float] | None]
+    confidence: float
+    temperature: float
+    false_alarm_rate: float
+    versions: Mapping[str, str]
+
+
+FIGURES = ("accuracy", "balanced_accuracy", "precision", "sensitivity", "specificity", "f1", "roc_auc")
+
+_CARD = """\
+# {name}: {classes} from chest CT
+
+**Research software. No output of this model is a diagnosis, and none may guide the care of a patient.**
+
+## Model
+
+A 3D convolutional network (He et al., *Automated Model Design and Benchmarking of 3D Deep Learning Models for COVID-19
+Detection with Chest CT Scans*, AAAI 2021). It takes a chest CT, cropped and resized to {size} voxels by
+`preprocess.json`, and gives a probability per class and a class activation map per class.
+
+| | |
+|---|---|
+| parameters | {parameters:,} ({size_mib:.2f} MiB as float32) |
+| multiply-accumulates per scan | {gmacs:.2f} GMAC |
+| classes | {classes} |
+| versions | {versions} |
+
+## Intended use
+
+Research on classification of chest CT: comparing architectures, reproducing results, studying explanations. Not for
+diagnosis, triage, screening or any other decision about a person.
+
+## Data
+
+{data}
+Splits are by patient: no patient is in two of them. The model was chosen on validation; the test split was read once.
+
+| split | patients | scans | per class |
+|---|---|---|---|
+{splits}
+
+## Figures on the test split
+
+| figure | value | {percent:.0f} % interval |
+|---|---|---|
+{figures}
+
+Precision, sensitivity, specificity, F1 and ROC AUC are {averaging}.
+Intervals are percentiles of a bootstrap over patients; "too few" means fewer than 10 patients in a class, of which no honest interval can be had.
+They cover the chance of the test patients alone, not other hospitals.
+
+## Calibration
+
+Probabilities are softmax(logits / {temperature:.3f}), the temperature fitted on validation. A scan is flagged
+`out-of-distribution` when its energy lies above a threshold that at most {false_alarm_rate:.1%} of the validation scans exceed.
+The flag finds scans unlike the training data often, not always: an unflagged scan can be foreign too.
+
+## Limits
+
+* It knows its {count} classes only, and puts every scan into one of them, whatever the disease.
+* It has not been validated in clinical use, nor on scanners, protocols and populations beyond its data.
+* Public CT datasets mix hospitals with labels: a network can learn the scanner instead of the disease. High figures on
+  one dataset don't rule that out.
+* A class activation map shows where the evidence lies on a coarse grid, not the outline of a lesion.
+* `SHA256SUMS` finds damage, not forgery: take bundles from sources you trust.
+"""
+
+_PHANTOM = """\
+**Trained on synthetic phantoms, which a program draws. The figures below show that the pipeline works; they say nothing
+about patients.**
+"""
+
+
+def model_card(facts: Facts) -> str:
+    """Markdown text of `MODEL_CARD.md`; the same facts give the same text.
+
+    Raises:
+        CovidnetError: a fact is missing.
+    """
+    missing = sorted(Facts.__required_keys__ - facts.keys())
+    if missing:
+        raise CovidnetError(f"model card: expected the facts {sorted(Facts.__required_keys__)}, missing {missing}")
+    classes = list(facts["classes"])
+    return _CARD.format(
+        **{key: facts[key] for key in ("name", "parameters", "size_mib", "temperature", "false_alarm_rate")},
+        classes=", ".join(classes),
+        count=len(classes),
+        size="x".join(map(str, facts["size"])),
+        gmacs=facts["macs"] / 1e9,
+        versions=", ".join(f"{name} {version}" for name, version in sorted(facts["versions"].items())),
+        data=_PHANTOM if facts["source"] == "phantom" else f"Source: {facts['source']}.\n",
+        splits="\n".join(_split(split, facts) for split in facts["scans"]),
+        figures="\n".join(_figure(name, facts) for name in FIGURES if name in facts["metrics"]),
+        percent=facts["confidence"] * 100,
+        averaging="those of the positive class" if len(classes) == 2 else "means over classes, each against the rest",
+    )
+
+
+def _split(split: str, facts: Facts) -> str:
+    counts = facts["scans"][split]
+    per_class = ", ".join(f"{name} {counts.get(name, 0)}" for name in facts["classes"])
+    return f"| {split} | {facts['patients'][split]} | {sum(counts.values())} | {per_class} |"
+
+
+def _figure(name: str, facts: Facts) -> str:
+    value, interval = facts["metrics"][name], facts["intervals"].get(name)
+    shown = "undefined" if value is None else f"{value:.3f}"
+    bounds = ("none" if value is None else "too few") if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return f"| {name.replace('_', ' ')} | {shown} | {bounds} |"

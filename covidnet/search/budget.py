@@ -1,0 +1,107 @@
+"""Resource limits of a search: of the distribution that it samples from, and of the one architecture it ends with.
+
+A penalty on expected cost would have to be weighed against the loss, and Adam's scaling would push a block of a few
+hundred weights as hard as one of half a million. Instead the limit holds exactly, at every step: paths are drawn from the
+distribution closest to softmax(alpha) whose expected cost is within budget. That is softmax(alpha - lambda * cost), with
+the one lambda >= 0 at which the expectation meets the budget (the maximum-entropy solution; lambda is the multiplier of
+the resource term).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from covidnet.config import Budget
+from covidnet.errors import UsageError
+from covidnet.models.cost import CostTable
+
+Path = tuple[int, ...]
+
+
+class Costing:
+    """Costs of distributions and of single paths, held against a budget.
+
+    Raises:
+        UsageError: no architecture of the space is within the budget; says the least that is possible.
+    """
+
+    def __init__(self, costs: CostTable, budget: Budget) -> None:
+        self.costs, self.budget = costs, budget
+        self.blocks, self.operations = costs.parameters.shape
+        limits = {"size_mib": budget.size_mib, "macs": budget.macs}
+        self._limits = {name: limit for name, limit in limits.items() if limit is not None}
+        # cost of each candidate as a share of what the budget leaves after the fixed parts, (blocks, operations)
+        self._shares = {name: self._share(name, limit) for name, limit in self._limits.items()}
+        cheapest = tuple(costs.parameters.argmin(dim=1).tolist())
+        if not self.fits(cheapest):
+            raise UsageError(
+                f"search.budget: no architecture fits; the smallest of this space has {self.size_mib(cheapest):.2f} MiB "
+                f"and {self.macs(cheapest):.3g} multiply-accumulates"
+            )
+
+    def size_mib(self, path: Path) -> float:
+        return float(self.costs.size_mib(self._one_hot(path)))
+
+    def macs(self, path: Path) -> float:
+        return float(self.costs.expected_macs(self._one_hot(path)))
+
+    def excess(self, path: Path) -> float:
+        """How far over budget, as the largest ratio of cost to limit minus one; 0 or less when within."""
+        costs = {"size_mib": self.size_mib, "macs": self.macs}
+        return max([costs[name](path) / limit - 1 for name, limit in self._limits.items()], default=-1.0)
+
+    def fits(self, path: Path) -> bool:
+        return self.excess(path) <= 0
+
+    def within(self, alpha: Tensor) -> Tensor:
+        """Scores whose softmax keeps the expected cost within budget.
+
+        Args:
+            alpha: ``(blocks, operations)``.
+
+        Returns:
+            ``alpha - lambda * cost``, ``(blocks, operations)``; alpha itself where it is within budget already. The
+            gradient with respect to alpha passes as if lambda were a constant.
+        """
+        fixed = alpha.detach().double().cpu()
+        shift = torch.zeros_like(fixed)
+        multipliers = dict.fromkeys(self._shares, 0.0)
+        for _ in range(3 if len(self._shares) > 1 else 1):  # each limit in turn, given the others
+            for name, share in self._shares.items():
+                others = shift + multipliers[name] * share
+                multipliers[name] = _multiplier(fixed + others, share)
+                shift = others - multipliers[name] * share
+        return alpha + shift.to(alpha)
+
+    def neighbours(self, path: Path) -> list[Path]:
+        """All paths that differ in one block."""
+        return [
+            (*path[:block], operation, *path[block + 1 :])
+            for block in range(self.blocks)
+            for operation in range(self.operations)
+            if operation != path[block]
+        ]
+
+    def _share(self, name: str, limit: float) -> Tensor:
+        table = self.costs.parameters * 4 / 2**20 if name == "size_mib" else self.costs.macs
+        left = limit - (self.costs.fixed.size_mib if name == "size_mib" else self.costs.fixed.macs)
+        return table / max(left, 1e-9)
+
+    def _one_hot(self, path: Path) -> Tensor:
+        return nn.functional.one_hot(torch.tensor(path), self.operations).double()
+
+
+def _multiplier(scores: Tensor, share: Tensor) -> float:
+    """The smallest lambda >= 0 at which the expected share of softmax(scores - lambda * share) is at most 1."""
+
+    def expected(multiplier: float) -> float:
+        return float((torch.softmax(scores - multiplier * share, dim=1) * share).sum())
+
+    if expected(0.0) <= 1:
+        return 0.0
+    low, high = 0.0, 1.0
+    while expected(high) > 1 and high < 1e9:
+        low, high = high, high * 4
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected(middle) > 1 else (low, middle)
+    return high

@@ -1,0 +1,1 @@
+"""The Kubeflow pipeline: `python -m pipelines compile | run | submit`."""

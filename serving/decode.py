@@ -1,0 +1,143 @@
+"""Bytes of unknown origin to a prepared scan, in a process of its own.
+
+DICOM and NIfTI decoders are large C libraries. Here one may crash, hang or ask for all memory, and the server answers
+that the file can't be read; everything of the patient that the process held ends with it.
+"""
+
+import multiprocessing
+import resource
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from covidnet.data.preprocess import Prepared, Spec, prepare
+from covidnet.data.scan import Scan
+from covidnet.data.sources import read_scan
+from covidnet.errors import ScanError
+from serving.errors import UnknownFormat, Unreadable
+
+DEADLINE_S = 60
+MEMORY_BYTES = 6 * 2**30  # address space; a series of 1,000 slices takes 2 GiB
+HEAD_BYTES = 352  # of a NIfTI-1 header, the longest that `suffix` looks at
+# MetaImage and NRRD headers may name other files to read, which must not be the server's own.
+REFERRING = (".mha", ".mhd", ".nhdr", ".nrrd")
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["covidnet.data.preprocess", "covidnet.data.sources"])
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A scan ready for the network.
+
+    Args:
+        prepared: what the network sees.
+        scan: the whole scan, where it was asked for.
+        decode_s: seconds from file to voxels.
+        preprocess_s: seconds from voxels to ``prepared``.
+    """
+
+    prepared: Prepared
+    scan: Scan | None
+    decode_s: float
+    preprocess_s: float
+
+
+def suffix(head: bytes) -> str:
+    """The file ending that belongs to the first bytes of an upload: the client's file name is never used.
+
+    Raises:
+        UnknownFormat: neither NIfTI, nor zip, nor DICOM.
+    """
+    if head[:2] == b"\x1f\x8b":
+        return ".nii.gz"
+    if head[:4] == b"PK\x03\x04":
+        return ".zip"
+    if head[128:132] == b"DICM":
+        return ".dcm"
+    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0":
+        return ".nii"
+    raise UnknownFormat("expected the bytes of a NIfTI file (.nii, .nii.gz) or of a zip of one DICOM series")
+
+
+def prepared(scan: Scan, spec: Spec, *, keep_scan: bool, decode_s: float = 0.0) -> Decoded:
+    """Prepare a scan that is in memory already.
+
+    Raises:
+        Unreadable: it can't be prepared.
+    """
+    start = time.perf_counter()
+    try:
+        ready = prepare(scan, spec)
+    except ScanError as error:
+        raise Unreadable(str(error)) from None
+    return Decoded(ready, scan if keep_scan else None, decode_s, time.perf_counter() - start)
+
+
+def read(path: Path, spec: Spec, *, keep_scan: bool) -> Decoded:
+    """Decode and prepare a file in a fresh process; blocks, so call it from a thread.
+
+    Args:
+        path: alone in a folder, which the process may use for temporary files, and which the caller removes.
+        spec: the bundle's preprocessing.
+        keep_scan: hand the whole scan over as well.
+
+    Raises:
+        Unreadable: no usable chest CT, or the decoder crashed, took too long or too much memory.
+    """
+    receiver, sender = _processes.Pipe(duplex=False)
+    process = _processes.Process(target=_decode, args=(sender, path, spec, keep_scan), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(DEADLINE_S):
+            raise Unreadable(f"decoding took longer than {DEADLINE_S} s; send a smaller series")
+        answer: Decoded | str = receiver.recv()
+    except (EOFError, OSError):
+        raise Unreadable("the decoder crashed on this file; it is damaged or not a chest CT") from None
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if isinstance(answer, str):
+        raise Unreadable(answer)
+    return answer
+
+
+def _decode(sender: Connection, path: Path, spec: Spec, keep_scan: bool) -> None:
+    """Body of the decoding process: sends a `Decoded`, or the reason why there is none."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
+    tempfile.tempdir = str(path.parent)  # what a killed process leaves there, the caller removes
+    start = time.perf_counter()
+    try:
+        _refuse_references(path)
+        scan = read_scan(path)
+        answer: Decoded | str = prepared(scan, spec, keep_scan=keep_scan, decode_s=time.perf_counter() - start)
+    except (ScanError, Unreadable) as error:
+        answer = str(error)
+    except MemoryError:
+        answer = f"the scan needs more than {MEMORY_BYTES // 2**30} GiB to decode; send a smaller series"
+    except Exception as error:  # decoders raise anything, and their texts may quote the file
+        answer = f"the file can't be decoded ({type(error).__name__}); it is damaged or not a chest CT"
+    sender.send(answer)
+
+
+def _refuse_references(path: Path) -> None:
+    """Refuse a zip with a format whose header may point outside of the zip.
+
+    Raises:
+        ScanError: it has such a member, or isn't a zip.
+    """
+    if path.suffix != ".zip":
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        raise ScanError("the zip can't be read; pack the series again") from None
+    if any(name.lower().endswith(REFERRING) for name in names):
+        raise ScanError("the zip has a MetaImage or NRRD file, which is not taken here; send NIfTI or DICOM")

@@ -1,0 +1,85 @@
+"""Why a request isn't answered: one class per reason, with its HTTP and gRPC status.
+
+Messages name what was expected and what was found in numbers and types, never the caller's own text: a request may
+carry patient data, and an error ends up in logs.
+"""
+
+from typing import ClassVar
+
+from grpc import StatusCode
+
+from covidnet.errors import CovidnetError
+
+RETRY_AFTER_S = 1
+
+
+class Refused(CovidnetError):
+    """A request that gets an error for an answer."""
+
+    outcome: ClassVar[str]
+    http_status: ClassVar[int]
+    grpc_status: ClassVar[StatusCode]
+
+
+class Invalid(Refused):
+    """The request isn't what the protocol or the model expects."""
+
+    outcome = "invalid"
+    http_status = 400
+    grpc_status = StatusCode.INVALID_ARGUMENT
+
+
+class NoSuchModel(Refused):
+    """Another model's name."""
+
+    outcome = "invalid"
+    http_status = 404
+    grpc_status = StatusCode.NOT_FOUND
+
+
+class TooSlow(Refused):
+    """The body didn't arrive in time."""
+
+    outcome = "invalid"
+    http_status = 408
+    grpc_status = StatusCode.DEADLINE_EXCEEDED
+
+
+class TooLarge(Refused):
+    """The body is above the route's limit."""
+
+    outcome = "invalid"
+    http_status = 413
+    grpc_status = StatusCode.RESOURCE_EXHAUSTED
+
+
+class UnknownFormat(Refused):
+    """An uploaded file of no format that is read here."""
+
+    outcome = "invalid"
+    http_status = 415
+    grpc_status = StatusCode.INVALID_ARGUMENT
+
+
+class Unreadable(Refused):
+    """The file is of a known format, and is no usable chest CT."""
+
+    outcome = "unreadable"
+    http_status = 422
+    grpc_status = StatusCode.INVALID_ARGUMENT
+
+
+class Busy(Refused):
+    """The queue is full; the client may try again."""
+
+    outcome = "busy"
+    http_status = 429
+    grpc_status = StatusCode.RESOURCE_EXHAUSTED
+
+
+class Draining(Refused):
+    """The server is about to stop and takes no new work."""
+
+    outcome = "draining"
+    http_status = 503
+    grpc_status = StatusCode.UNAVAILABLE

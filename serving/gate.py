@@ -1,0 +1,56 @@
+"""How much work is let in at once, and when the last of it is done."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving.errors import Busy, Draining
+
+
+class Gate:
+    """Admits requests while their number and announced bytes are below the limits; for use in one event loop.
+
+    Args:
+        max_requests: waiting and working together.
+        max_bytes: of all bodies in flight, whether held in memory or on disk.
+    """
+
+    def __init__(self, max_requests: int, max_bytes: int) -> None:
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._requests = 0
+        self._bytes = 0
+        self.closed = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @contextmanager
+    def admit(self, size_bytes: int) -> Iterator[None]:
+        """Hold a place for one request while its work is done.
+
+        Raises:
+            Busy: no place left.
+            Draining: `close` was called.
+        """
+        if self.closed:
+            raise Draining("the server is stopping; send the request to another replica, or again in a moment")
+        if self._requests >= self._max_requests or self._bytes + size_bytes > self._max_bytes:
+            raise Busy(f"{self._requests} requests are in flight, as many as fit; try again after a moment")
+        self._requests += 1
+        self._bytes += size_bytes
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            self._bytes -= size_bytes
+            if not self._requests:
+                self._empty.set()
+
+    def close(self) -> None:
+        """Let nothing more in."""
+        self.closed = True
+
+    async def empty(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._empty.wait()

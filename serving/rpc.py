@@ -1,0 +1,92 @@
+"""The gRPC side: KServe's servicer behind the same gate, with statuses and messages like those of REST."""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc.aio import ServicerContext
+from grpc_interceptor.server import AsyncServerInterceptor
+from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+
+from covidnet.errors import UsageError
+from serving import metrics
+from serving.errors import RETRY_AFTER_S, Busy, Draining, Refused
+from serving.gate import Gate
+from serving.predictor import NAME
+from serving.rest import log_unexpected
+
+MAX_MESSAGE_BYTES = 160 * 2**20  # gRPC's own limit is 4 MiB, KServe's 8 MiB; 300 slices of 512 x 512 as int16 fit
+MAX_CONCURRENT = 64  # probes and clients; beyond it gRPC refuses before it reads a message
+
+
+def server(dataplane: DataPlane, gate: Gate, host: str, port: int) -> grpc.aio.Server:
+    """A gRPC server, bound and not started.
+
+    Raises:
+        UsageError: the port is taken.
+    """
+    made = grpc.aio.server(
+        interceptors=[_Statuses()],
+        maximum_concurrent_rpcs=MAX_CONCURRENT,
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the calls
+        ],
+    )
+    add_GRPCInferenceServiceServicer_to_server(_Servicer(dataplane, gate), made)
+    try:
+        made.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError:
+        raise UsageError(f"can't listen on {host} port {port} for gRPC; give another --grpc-port") from None
+    return made
+
+
+class _Servicer(InferenceServicer):  # type: ignore[misc]  # kserve is untyped
+    """KServe's servicer; inference is counted and bounded, and the model can't be unloaded by a caller."""
+
+    def __init__(self, dataplane: DataPlane, gate: Gate) -> None:
+        super().__init__(dataplane, ModelRepositoryExtension(dataplane.model_registry))
+        self._gate = gate
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+        with metrics.request("grpc_infer"), self._gate.admit(request.ByteSize()):
+            return await super().ModelInfer(request, context)
+
+    async def RepositoryModelLoad(self, request: Any, context: ServicerContext) -> None:
+        raise NotImplementedError
+
+    async def RepositoryModelUnload(self, request: Any, context: ServicerContext) -> None:
+        raise NotImplementedError
+
+
+class _Statuses(AsyncServerInterceptor):  # type: ignore[misc]  # untyped
+    """Exceptions to statuses, and nothing of the request in their messages."""
+
+    async def intercept(
+        self, method: Callable[..., Any], request_or_iterator: Any, context: ServicerContext, method_name: str
+    ) -> Any:
+        try:
+            return await method(request_or_iterator, context)
+        except Refused as error:
+            if isinstance(error, Busy | Draining):
+                context.set_trailing_metadata((("retry-after", str(RETRY_AFTER_S)),))
+            await context.abort(error.grpc_status, str(error))
+        except ModelNotFound:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no such model here; this server has the model {NAME}")
+        except ModelNotReady:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not ready")
+        except InvalidInput:  # KServe's own checks, whose messages quote the request
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request has not the form of the protocol")
+        except NotImplementedError:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models are not loaded or unloaded by callers here")
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            log_unexpected(error)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")

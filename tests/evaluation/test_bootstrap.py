@@ -1,0 +1,165 @@
+"""Intervals and tests against scipy and hand formulas, and coverage by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from covidnet.errors import CovidnetError
+from covidnet.evaluation.bootstrap import holm, intervals, mcnemar, paired_difference, resample_weights
+from covidnet.evaluation.metrics import Predictions
+
+CLASSES = ("NCP", "Normal")
+
+
+def answers(right: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> Predictions:
+    """Predictions that are right exactly where ``right`` says so."""
+    called = np.where(right, labels, 1 - labels)
+    ids = tuple(f"scan{i}" for i in range(len(right)))
+    return Predictions(ids, tuple(f"patient{i}" for i in patients), labels, 2.0 * np.eye(2)[called], CLASSES)
+
+
+def one_scan_each(right: np.ndarray) -> Predictions:
+    return answers(right, np.arange(len(right)) % 2, np.arange(len(right)))
+
+
+def test_one_scan_per_patient_agrees_with_scipy() -> None:
+    right = np.random.default_rng(0).random(150) < 0.8
+    low, high = intervals(one_scan_each(right), "NCP", resamples=8000, seed=1).values["accuracy"] or (0, 0)
+    expected = scipy.stats.bootstrap(
+        (right.astype(float),), np.mean, n_resamples=8000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.008)
+
+
+def test_scans_of_a_patient_are_drawn_together() -> None:
+    weights = resample_weights(["a", "b", "a", "c", "b"], resamples=50, seed=0)
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    np.testing.assert_array_equal(weights[:, 1], weights[:, 4])
+    assert set((weights[:, [0, 1, 3]]).sum(axis=1)) == {3.0}
+
+
+def test_repeating_every_scan_of_a_patient_adds_no_certainty() -> None:
+    right = np.random.default_rng(0).random(80) < 0.75
+    labels, patients = np.arange(80) % 2, np.arange(80)
+    once = intervals(answers(right, labels, patients), "NCP", seed=3).values
+    thrice = intervals(answers(*(np.repeat(x, 3) for x in (right, labels, patients))), "NCP", seed=3).values
+    assert thrice["accuracy"] == pytest.approx(once["accuracy"])
+
+
+def test_wider_confidence_holds_narrower() -> None:
+    p = one_scan_each(np.random.default_rng(0).random(100) < 0.7)
+    narrow = intervals(p, "NCP", confidence=0.8).values["accuracy"] or (0, 0)
+    wide = intervals(p, "NCP", confidence=0.99).values["accuracy"] or (0, 0)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_fewer_than_ten_patients_of_a_class_get_no_interval() -> None:
+    labels = np.array([0] * 9 + [1] * 40)
+    found = intervals(answers(np.ones(49, bool), labels, np.arange(49)), "NCP")
+    assert set(found.values.values()) == {None}
+    assert found.warnings == ("no intervals: they need at least 10 patients of every class; found 9 of NCP",)
+
+
+def test_ten_scans_of_one_patient_are_one_patient() -> None:
+    labels, patients = np.array([0] * 20 + [1] * 20), np.array([0] * 20 + list(range(1, 21)))
+    found = intervals(answers(np.ones(40, bool), labels, patients), "NCP")
+    assert found.values["accuracy"] is None
+
+
+def test_figure_that_is_often_undefined_is_withheld_alone() -> None:
+    right = np.ones(60, bool)
+    right[np.arange(60) % 2 == 1] = False
+    right[1] = True  # a single scan called Normal: its precision is undefined in a third of the resamples
+    found = intervals(one_scan_each(right), "NCP")
+    assert found.values["precision_Normal"] is None
+    assert found.values["accuracy"] is not None
+    assert "precision_Normal" in found.warnings[0]
+
+
+def test_paired_difference_of_a_model_with_itself_is_nothing() -> None:
+    p = one_scan_each(np.random.default_rng(0).random(60) < 0.7)
+    result = paired_difference(p, p)
+    assert (result.difference, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_difference_agrees_with_the_paired_normal_formula() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.random(400) < 0.85, rng.random(400) < 0.75
+    result = paired_difference(one_scan_each(a), one_scan_each(b), resamples=8000)
+    gaps = a.astype(float) - b
+    half = 1.96 * gaps.std() / math.sqrt(400)
+    assert result.difference == pytest.approx(gaps.mean(), abs=1e-12)
+    assert (result.low, result.high) == pytest.approx((gaps.mean() - half, gaps.mean() + half), abs=0.006)
+    assert result.p_value == pytest.approx(2 * scipy.stats.norm.sf(gaps.mean() / (gaps.std() / 20)), abs=0.003)
+
+
+def test_paired_difference_changes_sign_with_the_order() -> None:
+    rng = np.random.default_rng(4)
+    a, b = (one_scan_each(rng.random(80) < share) for share in (0.9, 0.7))
+    forth, back = paired_difference(a, b), paired_difference(b, a)
+    assert forth.difference == pytest.approx(-back.difference)
+    assert (forth.low, forth.high) == pytest.approx((-back.high, -back.low))
+    assert forth.p_value == pytest.approx(back.p_value)
+
+
+def test_paired_difference_without_enough_patients_gives_the_difference_alone() -> None:
+    result = paired_difference(one_scan_each(np.ones(12, bool)), one_scan_each(np.zeros(12, bool)))
+    assert result.difference == 1.0
+    assert all(math.isnan(value) for value in (result.low, result.high, result.p_value))
+
+
+def test_comparison_of_other_scans_or_metrics_is_refused() -> None:
+    a, b = one_scan_each(np.ones(40, bool)), one_scan_each(np.ones(42, bool))
+    with pytest.raises(CovidnetError, match="same scans"):
+        paired_difference(a, b)
+    with pytest.raises(CovidnetError, match="same scans"):
+        mcnemar(a, b)
+    with pytest.raises(CovidnetError, match="no metric 'acuracy'; there are accuracy"):
+        paired_difference(a, a, "acuracy")
+
+
+def test_mcnemar_is_the_exact_binomial_of_discordant_scans() -> None:
+    a, b = np.ones(40, bool), np.ones(40, bool)
+    a[:2], b[2:12] = False, False  # 10 right in a alone, 2 in b alone
+    expected = 2 * sum(math.comb(12, k) for k in range(3)) / 2**12
+    assert mcnemar(one_scan_each(a), one_scan_each(b)) == pytest.approx(expected, abs=1e-12)
+    assert mcnemar(one_scan_each(a), one_scan_each(a)) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1 and never decreasing: 0.04, 0.06, 0.06, 0.06
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06], abs=1e-12)
+    assert holm([0.7, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_leaves_undefined_p_values_out() -> None:
+    adjusted = holm([math.nan, 0.02, 0.01])
+    assert math.isnan(adjusted[0])
+    assert adjusted[1:] == pytest.approx([0.02, 0.02])
+
+
+def coverage(repetitions: int) -> float:
+    """How often a 95 % interval of accuracy holds the truth: 1 to 3 scans a patient, patients of unequal difficulty."""
+    rng = np.random.default_rng(7)
+    hits = 0
+    for seed in range(repetitions):
+        counts = rng.integers(1, 4, 100)
+        patients = np.repeat(np.arange(100), counts)
+        difficulty = rng.beta(4, 1, 100)  # mean 0.8: the true accuracy
+        right = rng.random(len(patients)) < difficulty[patients]
+        p = answers(right, patients % 2, patients)
+        low, high = intervals(p, "NCP", resamples=400, seed=seed).values["accuracy"] or (0, 0)
+        hits += low <= 0.8 <= high
+    return hits / repetitions
+
+
+def test_coverage_in_a_small_simulation() -> None:
+    assert 0.89 <= coverage(120) <= 0.99
+
+
+@pytest.mark.slow
+def test_coverage_of_the_clustered_interval() -> None:
+    assert 0.93 <= coverage(1000) <= 0.97

@@ -1,0 +1,160 @@
+"""Every figure equals scikit-learn's, and what is undefined says so."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from scipy.special import softmax
+
+from covidnet.errors import CovidnetError
+from covidnet.evaluation.metrics import Predictions, classification, confusion, weighted
+
+CLASSES = ("NCP", "CP", "Normal")
+
+
+def predictions(scans: int = 60, classes: tuple[str, ...] = CLASSES, seed: int = 0, decimals: int = 8) -> Predictions:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), scans)
+    logits = (rng.normal(size=(scans, len(classes))) + 1.2 * np.eye(len(classes))[labels]).round(decimals)
+    ids = tuple(f"scan{i}" for i in range(scans))
+    return Predictions(ids, tuple(f"patient{i // 2}" for i in range(scans)), labels, logits, classes)
+
+
+def figures(p: Predictions) -> dict[str, float]:
+    return classification(p.labels, p.probabilities(), p.classes, p.classes[0])
+
+
+SKLEARN: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": lambda y, p: sk.accuracy_score(y, p.argmax(1)),
+    "balanced_accuracy": lambda y, p: sk.balanced_accuracy_score(y, p.argmax(1)),
+    "kappa": lambda y, p: sk.cohen_kappa_score(y, p.argmax(1)),
+    "precision_macro": lambda y, p: sk.precision_score(y, p.argmax(1), average="macro"),
+    "sensitivity_macro": lambda y, p: sk.recall_score(y, p.argmax(1), average="macro"),
+    "f1_macro": lambda y, p: sk.f1_score(y, p.argmax(1), average="macro"),
+    "roc_auc": lambda y, p: sk.roc_auc_score(y, p, multi_class="ovr", average="macro"),
+    "pr_auc": lambda y, p: sk.average_precision_score(np.eye(3)[y], p, average="macro"),
+    "precision_CP": lambda y, p: sk.precision_score(y == 1, p.argmax(1) == 1),
+    "sensitivity_CP": lambda y, p: sk.recall_score(y == 1, p.argmax(1) == 1),
+    "specificity_CP": lambda y, p: sk.recall_score(y != 1, p.argmax(1) != 1),
+    "f1_CP": lambda y, p: sk.f1_score(y == 1, p.argmax(1) == 1),
+    "roc_auc_Normal": lambda y, p: sk.roc_auc_score(y == 2, p[:, 2]),
+}
+
+
+@pytest.mark.parametrize("name", SKLEARN)
+@pytest.mark.parametrize("decimals", [8, 0], ids=["distinct scores", "tied scores"])
+def test_equals_scikit_learn(name: str, decimals: int) -> None:
+    p = predictions(decimals=decimals)
+    assert figures(p)[name] == pytest.approx(SKLEARN[name](p.labels, p.probabilities()), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", SKLEARN)
+def test_every_resample_equals_scikit_learn_on_the_repeated_scans(name: str) -> None:
+    p = predictions()
+    draws = np.random.default_rng(1).multinomial(len(p), np.full(len(p), 1 / len(p)), size=6)
+    fast = weighted(p.labels, p.probabilities(), CLASSES, "NCP", draws.astype(float))[name]
+    repeated = [np.repeat(np.arange(len(p)), draw) for draw in draws]
+    expected = [SKLEARN[name](p.labels[i], p.probabilities()[i]) for i in repeated]
+    np.testing.assert_allclose(fast, expected, rtol=0, atol=1e-9)
+
+
+def test_two_classes_give_the_figures_of_the_positive_class() -> None:
+    p = predictions(classes=("NCP", "Normal"))
+    y, score = p.labels == 0, p.probabilities()[:, 0]
+    got = figures(p)
+    assert got["precision"] == pytest.approx(sk.precision_score(y, p.predicted == 0), abs=1e-9)
+    assert got["sensitivity"] == pytest.approx(sk.recall_score(y, p.predicted == 0), abs=1e-9)
+    assert got["specificity"] == pytest.approx(sk.recall_score(~y, p.predicted != 0), abs=1e-9)
+    assert got["f1"] == pytest.approx(sk.f1_score(y, p.predicted == 0), abs=1e-9)
+    assert got["roc_auc"] == pytest.approx(sk.roc_auc_score(y, score), abs=1e-9)
+    assert got["pr_auc"] == pytest.approx(sk.average_precision_score(y, score), abs=1e-9)
+
+
+def test_three_classes_give_means_over_classes() -> None:
+    got = figures(predictions())
+    for name in ("precision", "sensitivity", "specificity", "f1", "roc_auc"):
+        assert got[name] == pytest.approx(sum(got[f"{name}_{c}"] for c in CLASSES) / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize(("percent", "floor"), [(90, 0.90), (95, 0.95)])
+def test_sensitivity_at_specificity_is_the_best_point_of_the_roc_curve(percent: int, floor: float) -> None:
+    p = predictions(scans=400)
+    false_positive, sensitivity, _ = sk.roc_curve(p.labels == 0, p.probabilities()[:, 0], drop_intermediate=False)
+    expected = sensitivity[false_positive <= 1 - floor + 1e-12].max()
+    assert figures(p)[f"sensitivity_at_{percent}_specificity"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_sensitivity_at_specificity_by_hand() -> None:
+    # ten negatives: 90 % specificity lets one of them pass. Above it lie 3 of 4 positives; above none, 2.
+    score = np.array([0.9, 0.8, 0.6, 0.1, 0.7, *np.linspace(0.5, 0.2, 9)])
+    labels = np.array([0] * 4 + [1] * 10)
+    got = classification(labels, np.stack([score, 1 - score], axis=1), ("NCP", "Normal"), "NCP")
+    assert got["sensitivity_at_90_specificity"] == pytest.approx(3 / 4)
+    assert got["sensitivity_at_95_specificity"] == pytest.approx(2 / 4)
+
+
+def test_absent_class_is_undefined_not_zero() -> None:
+    p = predictions()
+    kept = p.labels != 1
+    got = classification(p.labels[kept], p.probabilities()[kept], CLASSES, "NCP")
+    for name in ("sensitivity_CP", "f1_CP", "roc_auc_CP", "sensitivity_macro", "balanced_accuracy", "roc_auc"):
+        assert math.isnan(got[name]), name
+    assert got["accuracy"] == pytest.approx(sk.accuracy_score(p.labels[kept], p.predicted[kept]))
+    assert not math.isnan(got["specificity_CP"])
+
+
+def test_class_never_predicted_has_no_precision_but_f1_of_zero() -> None:
+    probabilities = np.tile([0.5, 0.3, 0.2], (6, 1))
+    got = classification([0, 0, 1, 1, 2, 2], probabilities, CLASSES, "NCP")
+    assert math.isnan(got["precision_CP"])
+    assert (got["sensitivity_CP"], got["f1_CP"], got["roc_auc_CP"]) == (0.0, 0.0, 0.5)
+
+
+def test_confusion_has_truth_in_rows() -> None:
+    p = predictions()
+    np.testing.assert_array_equal(confusion(p.labels, p.predicted, 3), sk.confusion_matrix(p.labels, p.predicted))
+
+
+def test_probabilities_are_softmax_of_scaled_logits() -> None:
+    p = predictions()
+    np.testing.assert_allclose(p.probabilities(2.0), softmax(p.logits / 2.0, axis=1), atol=1e-12)
+
+
+def test_csv_brings_back_the_same_predictions_to_the_last_bit(tmp_path: Path) -> None:
+    p = predictions(decimals=16)
+    p.save(tmp_path / "p.csv")
+    again = Predictions.load(tmp_path / "p.csv")
+    header = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert header == "scan_id,patient_id,label,logit_NCP,logit_CP,logit_Normal"
+    assert (again.scan_ids, again.patients, again.classes) == (p.scan_ids, p.patients, p.classes)
+    np.testing.assert_array_equal(again.labels, p.labels)
+    np.testing.assert_array_equal(again.logits, p.logits)
+
+
+def test_nan_logits_are_refused_with_their_number() -> None:
+    p = predictions()
+    logits = p.logits.copy()
+    logits[[3, 7], 1] = np.nan, np.inf
+    with pytest.raises(CovidnetError, match="2 of 60 scans have logits that are NaN or infinite"):
+        Predictions(p.scan_ids, p.patients, p.labels, logits, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scan_id,label\nDoe,NCP\n", "expected predictions with columns"),
+        ("scan_id,patient_id,label,logit_NCP\nDoe,Doe,CP,1\n", "1 labels are not among the classes"),
+        ("scan_id,patient_id,label,logit_NCP\nDoe,Doe,NCP\n", "1 rows have another number of columns"),
+        ("scan_id,patient_id,label,logit_NCP\nDoe,Doe,NCP,Doe\n", "1 of 1 scans have logits that are NaN"),
+        ("scan_id,patient_id,label,logit_NCP\nDoe,Doe,NCP,1\nDoe,Doe,NCP,1\n", "1 scans occur more than once"),
+        ("", "expected predictions with columns"),
+    ],
+)
+def test_broken_csv_is_explained_without_identifiers(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(CovidnetError, match=message) as caught:
+        Predictions.load(tmp_path / "p.csv")
+    assert "Doe" not in str(caught.value)
