@@ -23,12 +23,13 @@ def configure(
     training_tmacs: str,
     training_epochs: str,
 ) -> NamedTuple(  # type: ignore[valid-type]
-    "Configured", [("ingest", str), ("training", str), ("search", str), ("evaluate", str), ("export", str)]
+    "Configured", [("ingest", str), ("training", str), ("search", str), ("whole", str)]
 ):
     """Check the run's parameters, and give every stage its part.
 
-    A stage gets the sections that it depends on and no more, so that a changed `evaluate.bootstrap` finds yesterday's
-    search in the cache. A value outside its range, or an unknown key, ends the run here and names the key.
+    Ingest, search and training get the sections that they depend on and no more, so that a changed
+    `evaluate.bootstrap` finds yesterday's search in the cache; evaluate and export tell of the whole. A value
+    outside its range, or an unknown key, ends the run here and names the key.
 
     Args:
         params: params.yaml, as JSON or YAML.
@@ -75,14 +76,13 @@ def configure(
     if not baselines or not variants:
         raise ValueError("expected at least one of `baselines` and one of `variants`: evaluate compares the two kinds")
 
-    # evaluate.positive goes with the classes: the configuration is checked as a whole
+    # evaluate.positive goes with the classes: a part is checked as a configuration of its own
     common = {"seed": True, "classes": True, "channels": True, "evaluate": {"positive"}}
     sections = {
-        "ingest": {"data": True},
-        "training": {"training": True, "augment": True},
-        "search": {"search": True, "augment": True},
-        "evaluate": {"evaluate": True},
-        "export": {"export": True},
+        "ingest": {**common, "data": True},
+        "training": {**common, "training": True, "augment": True},
+        "search": {**common, "search": True, "augment": True},
+        "whole": None,
     }
-    parts = {name: settings.model_dump_json(include={**common, **part}) for name, part in sections.items()}
+    parts = {name: settings.model_dump_json(include=included) for name, included in sections.items()}
     return namedtuple("Configured", parts)(**parts)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 _PACKAGES = (
     ("torch", "torch", "baseline, search, retrain, evaluate, export", "pip install 'covidnet3d[train]'"),
     ("monai", "monai", "baseline", "pip install 'covidnet3d[train]'"),
-    ("onnx", "onnx", "export", "pip install 'covidnet3d[train]'"),
+    ("onnx", "onnx", "export, predict", "pip install covidnet3d"),
     ("openvino", "openvino", "predict on CPU, fastest", "pip install openvino"),
     ("onnxruntime-gpu", "onnxruntime", "predict on a GPU, or without OpenVINO", "pip install onnxruntime-gpu"),
     ("pydicom", "pydicom", "ingest, inspect, predict", "pip install covidnet3d"),

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from covidnet import folder
 from covidnet.config import Config
 from covidnet.errors import CovidnetError, UsageError
@@ -241,8 +239,3 @@ def _unchanged(out: Path) -> Metrics:
     print(f"{out}: complete for the same inputs, nothing to do", file=sys.stderr)
     metrics: Metrics = json.loads((out / "metrics.json").read_text())
     return metrics
-
-
-def finite(value: float) -> float | None:
-    """JSON has no NaN: an undefined figure is null."""
-    return float(value) if np.isfinite(value) else None

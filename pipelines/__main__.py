@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from covidnet import config
-from covidnet.errors import CovidnetError
+from covidnet.errors import CovidnetError, UsageError
 from pipelines import covidnet3d, local
 from pipelines.cluster import Cluster
 from pipelines.remote import Server
@@ -25,7 +25,17 @@ Override = Annotated[
     list[str] | None,
     typer.Option("-S", "--set", metavar="KEY=VALUE", help="Override a parameter, e.g. -S search.steps=200."),
 ]
-MinimumAccuracy = Annotated[float, typer.Option(min=0, max=1, help="Of the gate: the winner's, on the test split.")]
+AtLeast = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FIGURE=BOUND", help="Gate: lower bound of a figure on the test split; default accuracy=0.5."),
+]
+AtMost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIGURE=BOUND", help="Gate: upper bound of a figure on the test split; default ece_after=0.15."
+    ),
+]
+Margin = Annotated[float, typer.Option(help="Gate: validation accuracy less that of the best baseline, at least.")]
 Gpus = Annotated[int, typer.Option(min=0, help="Per search, training and evaluation pod.")]
 GpuResource = Annotated[str, typer.Option(help="What the GPU nodes offer, e.g. nvidia.com/gpu.")]
 DataClaim = Annotated[str | None, typer.Option(help="PersistentVolumeClaim with raw scans, mounted at /data.")]
@@ -53,12 +63,14 @@ def compile_graph(
 def run(
     params: Params = Path("params.yaml"),
     overrides: Override = None,
-    minimum_accuracy: MinimumAccuracy = 0.5,
+    at_least: AtLeast = None,
+    at_most: AtMost = None,
+    margin: Margin = covidnet3d.GATE_MARGIN,
     out: Annotated[Path, typer.Option(help="Folder for what the stages write.")] = Path("results/kubeflow"),
     runner: Annotated[Runner, typer.Option(help="Each task is a process of this Python.")] = Runner.subprocess,
 ) -> None:
     """Run the whole graph on this machine."""
-    print(local.run(_arguments(params, overrides, minimum_accuracy), out.absolute()))
+    print(local.run({**_configuration(params, overrides), **_gate(at_least, at_most, margin)}, out.absolute()))
     print(f"Results: {out}")
 
 
@@ -67,7 +79,9 @@ def submit(
     host: Annotated[str, typer.Option(help="Pipelines API, e.g. https://kubeflow.example/pipeline.")],
     params: Params = Path("params.yaml"),
     overrides: Override = None,
-    minimum_accuracy: MinimumAccuracy = 0.5,
+    at_least: AtLeast = None,
+    at_most: AtMost = None,
+    margin: Margin = covidnet3d.GATE_MARGIN,
     data_revision: Annotated[str, typer.Option(help="Any text that changes when the raw scans do.")] = "",
     experiment: Annotated[str, typer.Option(help="Made if it isn't there.")] = "covidnet3d",
     run_name: Annotated[str | None, typer.Option(help="Default: covidnet3d and the time.")] = None,
@@ -79,7 +93,11 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 1 if it fails.")] = False,
 ) -> None:
     """Start a run on a cluster and print its link."""
-    arguments = {**_arguments(params, overrides, minimum_accuracy), "data_revision": data_revision}
+    arguments = {
+        **_configuration(params, overrides),
+        **_gate(at_least, at_most, margin),
+        "data_revision": data_revision,
+    }
     server, cluster = Server(host, namespace, token), Cluster(gpus, gpu_resource, data_claim)
     run_name = run_name or f"covidnet3d {time.strftime('%Y-%m-%d %H:%M:%S')}"
     run_id = server.submit(cluster, arguments, experiment, run_name)
@@ -87,16 +105,36 @@ def submit(
         server.wait(run_id)
 
 
-def _arguments(params: Path, overrides: list[str] | None, minimum_accuracy: float) -> dict[str, Any]:
+def _configuration(params: Path, overrides: list[str] | None) -> dict[str, Any]:
     """Arguments of the pipeline, checked here first: a wrong one starts nothing."""
     chosen = config.load(params, overrides)
+    if not chosen.baselines or not chosen.search.variants:
+        raise UsageError("params: expected at least one of baselines and one of search.variants to compare; found none")
     return {
         "params": params.read_text(),
         "overrides": overrides or [],
         "baselines": list(chosen.baselines),
         "variants": list(chosen.search.variants),
-        "gate_minimum_accuracy": minimum_accuracy,
     }
+
+
+def _gate(at_least: list[str] | None, at_most: list[str] | None, margin: float) -> dict[str, Any]:
+    return {
+        "gate_at_least": _bounds("--at-least", at_least) if at_least else covidnet3d.GATE_AT_LEAST,
+        "gate_at_most": _bounds("--at-most", at_most) if at_most else covidnet3d.GATE_AT_MOST,
+        "gate_margin": margin,
+    }
+
+
+def _bounds(option: str, texts: list[str]) -> dict[str, float]:
+    bounds = {}
+    for text in texts:
+        name, _, bound = text.partition("=")
+        try:
+            bounds[name] = float(bound)
+        except ValueError:
+            raise UsageError(f"{option} {text}: expected FIGURE=BOUND, e.g. accuracy=0.8") from None
+    return bounds
 
 
 def main() -> None:

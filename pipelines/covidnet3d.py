@@ -25,10 +25,72 @@ from pipelines.cluster import Cluster
 
 _TREE = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
 PARAMS = json.dumps(_TREE)  # one line: KFP copies defaults into a comment at the head of the YAML
+GATE_AT_LEAST = {"accuracy": 0.5}
+GATE_AT_MOST = {"ece_after": 0.15}  # calibration error after temperature scaling
+GATE_MARGIN = -0.05  # a small winner may be a little behind a baseline that it can't be told apart from
+
+
+def stages(cluster: Cluster) -> BaseComponent:
+    """The graph of the stages, each with its part of the configuration.
+
+    A pipeline of its own, because kfp.local 2.17 hands a loop the inputs of its pipeline, but no task's output.
+    """
+
+    @dsl.pipeline(name="stages")
+    def graph(
+        ingest_params: str,
+        training_params: str,
+        search_params: str,
+        whole_params: str,
+        data_revision: str,
+        baselines: list[str],
+        variants: list[str],
+        gate_at_least: dict,  # type: ignore[type-arg]  # KFP knows no dict[str, float]
+        gate_at_most: dict,  # type: ignore[type-arg]
+        gate_margin: float,
+    ) -> None:
+        """From raw scans to a bundle."""
+        ingested = ingest(params=ingest_params, data_revision=data_revision)
+        dataset = cluster.ingesting(ingested).outputs["dataset"]
+        audited = cluster.light(audit(dataset=dataset))
+        with dsl.ParallelFor(baselines, name="baselines") as name:
+            based = baseline(params=training_params, name=name, dataset=dataset)
+            cluster.training(based).after(audited)
+        with dsl.ParallelFor(variants, name="variants") as variant:
+            searched = search(params=search_params, variant=variant, dataset=dataset)
+            genotype = cluster.training(searched).after(audited).outputs["genotype"]
+            retrained = retrain(params=training_params, variant=variant, dataset=dataset, genotype=genotype)
+            cluster.training(retrained)
+        evaluated = evaluate(
+            params=whole_params,
+            dataset=dataset,
+            baselines=dsl.Collected(based.outputs["model"]),
+            genotypes=dsl.Collected(genotype),
+            retrained=dsl.Collected(retrained.outputs["model"]),
+        )
+        evaluation = cluster.training(evaluated).outputs["evaluation"]
+        winner = evaluated.outputs["winner"]
+        gated = gate(
+            evaluation=evaluation,
+            winner=winner,
+            baselines=dsl.Collected(based.outputs["model"]),
+            at_least=gate_at_least,
+            at_most=gate_at_most,
+            margin=gate_margin,
+        )
+        cluster.light(gated)
+        # one unnamed output: named ones don't reach a condition in kfp.local 2.17
+        with dsl.If(gated.outputs["Output"] == True, name="passed"):  # noqa: E712 (KFP compiles the comparison)
+            exported = export(params=whole_params, dataset=dataset, evaluation=evaluation, winner=winner)
+            cluster.training(exported)
+
+    return graph
 
 
 def build(cluster: Cluster) -> BaseComponent:
     """The pipeline for a cluster; call it with arguments to run it locally, or hand it to `kfp.compiler`."""
+
+    inner = stages(cluster)
 
     @dsl.pipeline(name="covidnet3d", display_name="CovidNet3D")
     def covidnet3d(
@@ -46,7 +108,9 @@ def build(cluster: Cluster) -> BaseComponent:
         training_tmacs: str = "",
         training_epochs: str = "",
         overrides: list[str] = [],  # noqa: B006 (read by the compiler, changed by nobody)
-        gate_minimum_accuracy: float = 0.5,
+        gate_at_least: dict = GATE_AT_LEAST,  # type: ignore[type-arg]
+        gate_at_most: dict = GATE_AT_MOST,  # type: ignore[type-arg]
+        gate_margin: float = GATE_MARGIN,
     ) -> None:
         """Raw chest CTs to a searched, benchmarked, explained and exported 3D classifier. No output is a diagnosis.
 
@@ -65,9 +129,11 @@ def build(cluster: Cluster) -> BaseComponent:
             training_tmacs: Training budget per model, 10^12 multiply-accumulates.
             training_epochs: Training budget per model, passes.
             overrides: key.sub=value, for anything else in params.
-            gate_minimum_accuracy: The winner's accuracy on the test split must be at least this.
+            gate_at_least: Figures of the winner on the test split and their lower bounds, as JSON.
+            gate_at_most: The same with upper bounds.
+            gate_margin: The winner's validation accuracy less the best baseline's must be at least this.
         """
-        with dsl.ExitHandler(cluster.light(report().set_caching_options(False)), name="stages"):
+        with dsl.ExitHandler(cluster.light(report().set_caching_options(False)), name="run"):
             configured = configure(
                 params=params,
                 overrides=overrides,
@@ -83,32 +149,16 @@ def build(cluster: Cluster) -> BaseComponent:
                 training_tmacs=training_tmacs,
                 training_epochs=training_epochs,
             )
-            settings = cluster.light(configured).outputs
-            ingested = ingest(params=settings["ingest"], data_revision=data_revision)
-            dataset = cluster.ingesting(ingested).outputs["dataset"]
-            audited = cluster.light(audit(dataset=dataset))
-            with dsl.ParallelFor(baselines, name="baselines") as name:
-                based = baseline(params=settings["training"], name=name, dataset=dataset)
-                cluster.training(based).after(audited)
-            with dsl.ParallelFor(variants, name="variants") as variant:
-                searched = search(params=settings["search"], variant=variant, dataset=dataset)
-                genotype = cluster.training(searched).after(audited).outputs["genotype"]
-                retrained = retrain(params=settings["training"], variant=variant, dataset=dataset, genotype=genotype)
-                cluster.training(retrained)
-            evaluated = evaluate(
-                params=settings["evaluate"],
-                dataset=dataset,
-                baselines=dsl.Collected(based.outputs["model"]),
-                genotypes=dsl.Collected(genotype),
-                retrained=dsl.Collected(retrained.outputs["model"]),
+            parts = {f"{name}_params": part for name, part in cluster.light(configured).outputs.items()}
+            inner(
+                **parts,
+                data_revision=data_revision,
+                baselines=baselines,
+                variants=variants,
+                gate_at_least=gate_at_least,
+                gate_at_most=gate_at_most,
+                gate_margin=gate_margin,
             )
-            evaluation = cluster.training(evaluated).outputs["evaluation"]
-            gated = cluster.light(gate(evaluation=evaluation, minimum_accuracy=gate_minimum_accuracy))
-            # named outputs of a task don't reach a condition in kfp.local 2.17, a single output does
-            with dsl.If(gated.outputs["Output"] == True, name="passed"):  # noqa: E712 (KFP compiles the comparison)
-                winner = evaluated.outputs["winner"]
-                exported = export(params=settings["export"], dataset=dataset, evaluation=evaluation, winner=winner)
-                cluster.training(exported)
 
     return covidnet3d
 

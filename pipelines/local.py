@@ -1,6 +1,7 @@
 """Run the graph on this machine: each task a process, results laid out as `dvc repro` leaves them."""
 
 import json
+import re
 import shutil
 import tempfile
 import warnings
@@ -40,7 +41,8 @@ def run(arguments: Mapping[str, Any], out: Path) -> str:
                 warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom")
                 graph(**arguments)
         except RuntimeError as error:
-            raise CovidnetError(f"{error} Its log above names the cause. Finished stages are in {out}") from None
+            text = re.sub(r"\x1b\[\d+m", "", str(error))
+            raise CovidnetError(f"{text} Its log above names the cause. Finished stages are in {out}") from None
         finally:
             artifacts = list(_artifacts(Path(root)))
             for artifact in artifacts:

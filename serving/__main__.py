@@ -28,7 +28,11 @@ def serve(bundle: Path, host: str = "127.0.0.1", http_port: int = 8080, grpc_por
     asyncio.run(run(bundle, host, http_port, grpc_port))
 
 
-def _main(
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
     bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a container.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=1, max=65535, help="REST, upload, page, metrics.")] = 8080,
@@ -43,4 +47,4 @@ def _main(
 
 
 if __name__ == "__main__":
-    typer.run(_main)
+    app()

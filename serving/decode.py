@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from covidnet.data.preprocess import Prepared, Spec, prepare
+import numpy as np
+
+from covidnet.data.preprocess import Box, Prepared, Spec, prepare
 from covidnet.data.scan import Scan
 from covidnet.data.sources import read_scan
 from covidnet.errors import ScanError
@@ -21,6 +23,7 @@ from serving.errors import UnknownFormat, Unreadable
 
 DEADLINE_S = 60
 MEMORY_BYTES = 6 * 2**30  # address space; a series of 1,000 slices takes 2 GiB
+PICTURE_SIDE = 256  # pixels, at least; a 512 x 512 scan is halved
 HEAD_BYTES = 352  # of a NIfTI-1 header, the longest that `suffix` looks at
 # MetaImage and NRRD headers may name other files to read, which must not be the server's own.
 REFERRING = (".mha", ".mhd", ".nhdr", ".nrrd")
@@ -30,18 +33,31 @@ _processes.set_forkserver_preload(["covidnet.data.preprocess", "covidnet.data.so
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A scan as a person looks at it, no larger than a screen needs.
+
+    Args:
+        grey: ``uint8 (D, H, W)``, windowed.
+        box: what the network sees of it, ``((z0, z1), (y0, y1), (x0, x1))``.
+    """
+
+    grey: np.ndarray
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
     """A scan ready for the network.
 
     Args:
         prepared: what the network sees.
-        scan: the whole scan, where it was asked for.
+        picture: the scan's slices, where they shall be drawn.
         decode_s: seconds from file to voxels.
         preprocess_s: seconds from voxels to ``prepared``.
     """
 
     prepared: Prepared
-    scan: Scan | None
+    picture: Picture | None
     decode_s: float
     preprocess_s: float
 
@@ -63,7 +79,7 @@ def suffix(head: bytes) -> str:
     raise UnknownFormat("expected the bytes of a NIfTI file (.nii, .nii.gz) or of a zip of one DICOM series")
 
 
-def prepared(scan: Scan, spec: Spec, *, keep_scan: bool, decode_s: float = 0.0) -> Decoded:
+def prepared(scan: Scan, spec: Spec, *, draw: bool, decode_s: float = 0.0) -> Decoded:
     """Prepare a scan that is in memory already.
 
     Raises:
@@ -74,22 +90,23 @@ def prepared(scan: Scan, spec: Spec, *, keep_scan: bool, decode_s: float = 0.0) 
         ready = prepare(scan, spec)
     except ScanError as error:
         raise Unreadable(str(error)) from None
-    return Decoded(ready, scan if keep_scan else None, decode_s, time.perf_counter() - start)
+    preprocess_s = time.perf_counter() - start
+    return Decoded(ready, _picture(scan, ready.box, spec) if draw else None, decode_s, preprocess_s)
 
 
-def read(path: Path, spec: Spec, *, keep_scan: bool) -> Decoded:
+def read(path: Path, spec: Spec, *, draw: bool) -> Decoded:
     """Decode and prepare a file in a fresh process; blocks, so call it from a thread.
 
     Args:
         path: alone in a folder, which the process may use for temporary files, and which the caller removes.
         spec: the bundle's preprocessing.
-        keep_scan: hand the whole scan over as well.
+        draw: whether a picture is wanted.
 
     Raises:
         Unreadable: no usable chest CT, or the decoder crashed, took too long or too much memory.
     """
     receiver, sender = _processes.Pipe(duplex=False)
-    process = _processes.Process(target=_decode, args=(sender, path, spec, keep_scan), daemon=True)
+    process = _processes.Process(target=_decode, args=(sender, path, spec, draw), daemon=True)
     process.start()
     sender.close()
     try:
@@ -107,7 +124,7 @@ def read(path: Path, spec: Spec, *, keep_scan: bool) -> Decoded:
     return answer
 
 
-def _decode(sender: Connection, path: Path, spec: Spec, keep_scan: bool) -> None:
+def _decode(sender: Connection, path: Path, spec: Spec, draw: bool) -> None:
     """Body of the decoding process: sends a `Decoded`, or the reason why there is none."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
@@ -116,7 +133,7 @@ def _decode(sender: Connection, path: Path, spec: Spec, keep_scan: bool) -> None
     try:
         _refuse_references(path)
         scan = read_scan(path)
-        answer: Decoded | str = prepared(scan, spec, keep_scan=keep_scan, decode_s=time.perf_counter() - start)
+        answer: Decoded | str = prepared(scan, spec, draw=draw, decode_s=time.perf_counter() - start)
     except (ScanError, Unreadable) as error:
         answer = str(error)
     except MemoryError:
@@ -124,6 +141,25 @@ def _decode(sender: Connection, path: Path, spec: Spec, keep_scan: bool) -> None
     except Exception as error:  # decoders raise anything, and their texts may quote the file
         answer = f"the file can't be decoded ({type(error).__name__}); it is damaged or not a chest CT"
     sender.send(answer)
+
+
+def _picture(scan: Scan, box: Box, spec: Spec) -> Picture:
+    """Windowed, and averaged over blocks of k x k pixels where slices are larger than a screen needs."""
+    height, width = scan.shape[1:]
+    k = max(1, max(height, width) // PICTURE_SIDE)
+    rows, columns = height // k, width // k
+    total = np.zeros((scan.shape[0], rows, columns), np.int32)
+    for i in range(k):
+        for j in range(k):
+            total += scan.voxels[:, i : rows * k : k, j : columns * k : k]
+    low, high = spec.window_hu if scan.intensity == "hu" else (0.0, 255.0)
+    grey = np.rint(np.clip((total / (k * k) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return Picture(grey, (box[0], _shrunk(box[1], k, rows), _shrunk(box[2], k, columns)))
+
+
+def _shrunk(side: tuple[int, int], k: int, size: int) -> tuple[int, int]:
+    start = min(side[0] // k, size - 1)
+    return start, max(start + 1, min(side[1] // k, size))
 
 
 def _refuse_references(path: Path) -> None:

@@ -20,7 +20,7 @@ from covidnet.inference.engine import Engine, Outputs
 from covidnet.inference.predict import OUT_OF_DISTRIBUTION, interpret
 from serving import decode, metrics, protocol
 from serving.decode import Decoded
-from serving.protocol import Answer, Request, Source
+from serving.protocol import Answer, Request, Source, V1Body, V2Body
 
 NAME = "covidnet"
 DECODERS = 2  # at once; each may hold a whole scan
@@ -29,7 +29,7 @@ BATCH = 8  # volumes per run of the network, so that one large request doesn't h
 T = TypeVar("T")
 
 
-class Predictor(Model):  # type: ignore[misc]  # kserve is untyped
+class Predictor(Model):
     """Serves one bundle under the name `covidnet`.
 
     Args:
@@ -42,6 +42,7 @@ class Predictor(Model):  # type: ignore[misc]  # kserve is untyped
         self.bundle = bundle
         self.spec = Spec.from_dict(bundle.preprocess)
         self._engine = engine
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         metrics.BUNDLE.info({"version": bundle.version, "engine": engine.name, "classes": ",".join(bundle.labels)})
@@ -72,14 +73,15 @@ class Predictor(Model):  # type: ignore[misc]  # kserve is untyped
             {"name": "cam", "datatype": "FP32", "shape": [-1, classes, -1, -1, -1]},
         ]
 
-    async def preprocess(self, payload: object, headers: dict[str, str] | None = None) -> Request:
-        """Validate a V1 body (decoded JSON) or a V2 request.
+    async def preprocess(
+        self, payload: V1Body | V2Body | InferRequest, headers: dict[str, str] | None = None
+    ) -> Request:
+        """Validate a request, one at a time: JSON takes many times its size while it is parsed.
 
         Raises:
             Invalid: saying what was expected and found.
         """
-        parse: Callable[..., Request] = protocol.parse_v2 if isinstance(payload, InferRequest) else protocol.parse_v1
-        return await asyncio.to_thread(parse, payload, self.spec.size)
+        return await _in(self._parser, partial(protocol.parse, payload, self.spec.size))
 
     async def predict(
         self, payload: Request, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None
@@ -108,7 +110,7 @@ class Predictor(Model):  # type: ignore[misc]  # kserve is untyped
         Raises:
             Unreadable: a file is no usable chest CT.
         """
-        decoded = [await self._decode(source, keep_scan=False) for source in sources]
+        decoded = [await self._decode(source, draw=False) for source in sources]
         return await self._run(decoded)
 
     async def classify_drawn(self, source: Path | Scan) -> tuple[Answer, bytes]:
@@ -117,20 +119,20 @@ class Predictor(Model):  # type: ignore[misc]  # kserve is untyped
         Raises:
             Unreadable: it is no usable chest CT.
         """
-        decoded = await self._decode(source, keep_scan=True)
+        decoded = await self._decode(source, draw=True)
         answer = (await self._run([decoded]))[0]
-        return answer, await asyncio.to_thread(_draw, decoded, answer, self.spec)
+        return answer, await asyncio.to_thread(_draw, decoded, answer)
 
-    async def _decode(self, source: Source | Path, *, keep_scan: bool) -> Decoded:
+    async def _decode(self, source: Source | Path, *, draw: bool) -> Decoded:
         if isinstance(source, np.ndarray):
-            whole = tuple((0, side) for side in source.shape)
-            return Decoded(Prepared(source, whole, {}, ()), None, 0.0, 0.0)
+            depth, height, width = source.shape
+            return Decoded(Prepared(source, ((0, depth), (0, height), (0, width)), {}, ()), None, 0.0, 0.0)
         if isinstance(source, Scan):
-            work = partial(decode.prepared, source, self.spec, keep_scan=keep_scan)
+            work = partial(decode.prepared, source, self.spec, draw=draw)
         elif isinstance(source, bytes):
             work = partial(_read_bytes, source, self.spec)
         else:
-            work = partial(decode.read, source, self.spec, keep_scan=keep_scan)
+            work = partial(decode.read, source, self.spec, draw=draw)
         decoded = await _in(self._decoders, work)
         metrics.PHASE_SECONDS.labels("decode").observe(decoded.decode_s)
         metrics.PHASE_SECONDS.labels("preprocess").observe(decoded.preprocess_s)
@@ -169,20 +171,19 @@ def _read_bytes(content: bytes, spec: Spec) -> Decoded:
     with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:
         path = Path(folder, f"scan{suffix}")
         path.write_bytes(content)
-        return decode.read(path, spec, keep_scan=False)
+        return decode.read(path, spec, draw=False)
 
 
-def _draw(decoded: Decoded, answer: Answer, spec: Spec) -> bytes:
-    scan = decoded.scan
-    if scan is None:
-        raise ValueError("expected a decoded scan with its voxels kept")
-    classes = list(answer.probabilities)
-    heat = box_to_scan(answer.cam[classes.index(answer.label)], decoded.prepared.box, scan.shape)  # (D, H, W)
-    voxels = scan.voxels if scan.intensity == "hu" else scan.voxels.astype(np.uint8)
+def _draw(decoded: Decoded, answer: Answer) -> bytes:
+    picture = decoded.picture
+    if picture is None:
+        raise ValueError("expected a scan that was decoded with its picture")
+    row = list(answer.probabilities).index(answer.label)
+    heat = box_to_scan(answer.cam[row], picture.box, picture.grey.shape)  # (D, H, W)
     title = f"Predicted {answer.label} ({answer.probabilities[answer.label]:.2f})"
     if OUT_OF_DISTRIBUTION in answer.flags:
         title += ", unlike the training data"
-    return cam.png(cam.montage(voxels, heat, title, label=answer.label, window_hu=spec.window_hu))
+    return cam.png(cam.montage(picture.grey, heat, title, label=answer.label))
 
 
 def _timed(run: Callable[[np.ndarray], Outputs], batch: np.ndarray) -> tuple[Outputs, float]:

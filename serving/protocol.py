@@ -24,6 +24,7 @@ from covidnet.data.scan import Scan
 from serving.errors import Invalid
 
 MAX_SCANS = 64
+MAX_JSON_BYTES = 16 * 2**20  # a prepared volume of 40 x 256 x 256 is 10 MiB
 SCAN_SIDES = (8, 1024)  # voxels of a scan in Hounsfield units, per axis
 SPACING_MM = (0.05, 20.0)
 INPUTS = ("volume", "scan_hu", "spacing_mm", "file")
@@ -83,6 +84,38 @@ class Answer:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class V1Body:
+    """A V1 request as it came."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class V2Body:
+    """A V2 request as it came over REST; ``json_bytes`` is its header ``Inference-Header-Content-Length``."""
+
+    content: bytes
+    json_bytes: str | None
+
+
+def parse(payload: V1Body | V2Body | InferRequest, size: Size) -> Request:
+    """Validate a request of any protocol.
+
+    Args:
+        payload: `InferRequest` comes over gRPC.
+        size: ``(D, H, W)`` of prepared volumes.
+
+    Raises:
+        Invalid: saying what was expected and found.
+    """
+    if isinstance(payload, V1Body):
+        return parse_v1(read_json(payload.content), size)
+    if isinstance(payload, V2Body):
+        return parse_v2(read_v2(payload.content, payload.json_bytes), size)
+    return parse_v2(payload, size)
+
+
 def parse_v1(payload: object, size: Size) -> Request:
     """Validate a V1 body, decoded from JSON.
 
@@ -103,6 +136,7 @@ def parse_v2(request: InferRequest, size: Size) -> Request:
     """
     tensors = {tensor.name: tensor for tensor in request.inputs}
     names = frozenset(tensors)
+    sources: tuple[Source, ...]
     if len(tensors) != len(request.inputs) or not names <= set(INPUTS):
         raise Invalid(f"expected input tensors with different names among {', '.join(INPUTS)}")
     if names == {"volume"}:
@@ -123,22 +157,21 @@ def parse_v2(request: InferRequest, size: Size) -> Request:
     return Request(sources, request.id or "", outputs, binary)
 
 
-def read_v2(body: bytes, header_bytes: str | None, model: str) -> InferRequest:
+def read_v2(body: bytes, json_bytes: str | None) -> InferRequest:
     """Parse a V2 REST body, with or without tensors as binary data behind the JSON.
 
     KServe's own parser turns each binary element into a Python object, and answers malformed bodies with status 500.
 
     Args:
         body: whole body.
-        header_bytes: the header ``Inference-Header-Content-Length``: bytes of JSON before the binary data.
-        model: name in the path.
+        json_bytes: the header ``Inference-Header-Content-Length``: bytes of JSON before the binary data.
 
     Raises:
         Invalid: not the protocol's form.
     """
-    if header_bytes is not None and not (header_bytes.isdecimal() and int(header_bytes) <= len(body)):
+    if json_bytes is not None and not (json_bytes.isdecimal() and int(json_bytes) <= len(body)):
         raise Invalid("Inference-Header-Content-Length: expected the length of the JSON at the start of the body")
-    end = len(body) if header_bytes is None else int(header_bytes)
+    end = len(body) if json_bytes is None else int(json_bytes)
     tree = read_json(body[:end])
     items = tree.get("inputs") if isinstance(tree, dict) else None
     if not isinstance(items, list) or not 1 <= len(items) <= len(INPUTS):
@@ -154,15 +187,18 @@ def read_v2(body: bytes, header_bytes: str | None, model: str) -> InferRequest:
     if not isinstance(identity, str) or len(identity) > 256:
         raise Invalid("id: expected a text of at most 256 characters")
     parameters = _object(tree.get("parameters"), "parameters")
-    return InferRequest(model, inputs, identity, parameters=parameters, request_outputs=_requested(tree.get("outputs")))
+    outputs = _requested(tree.get("outputs"))
+    return InferRequest("", inputs, identity, parameters=parameters, request_outputs=outputs)
 
 
 def read_json(body: bytes) -> Any:
     """Decode JSON.
 
     Raises:
-        Invalid: it isn't.
+        Invalid: it isn't, or so long that its numbers, as Python objects, would take gigabytes.
     """
+    if len(body) > MAX_JSON_BYTES:
+        raise Invalid(f"expected at most {MAX_JSON_BYTES // 2**20} MiB of JSON; send larger tensors as binary data")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -24,10 +24,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import metrics, protocol
+from serving import metrics
 from serving.errors import RETRY_AFTER_S, Busy, Draining, Invalid, NoSuchModel, Refused, TooLarge, TooSlow
 from serving.gate import Gate
 from serving.predictor import NAME
+from serving.protocol import V1Body, V2Body
 
 MAX_BODY_BYTES = 32 * 2**20  # of JSON and binary tensors; larger scans go by gRPC or upload
 BODY_DEADLINE_S = 120
@@ -135,20 +136,19 @@ def _add_health(app: FastAPI, dataplane: DataPlane) -> None:
 def _add_inference(app: FastAPI, dataplane: DataPlane, gate: Gate) -> None:
     async def predict(model_name: str, request: Request) -> Response:
         with metrics.request("v1_predict"), gate.admit(announced(request, MAX_BODY_BYTES)):
-            payload = protocol.read_json(await _tensor_body(request, model_name))
+            payload = V1Body(await _tensor_body(request, model_name))
             return _json((await dataplane.infer(model_name, payload))[0])
 
     async def explain(model_name: str, request: Request) -> Response:
         with metrics.request("v1_explain"), gate.admit(announced(request, MAX_BODY_BYTES)):
-            payload = protocol.read_json(await _tensor_body(request, model_name))
+            payload = V1Body(await _tensor_body(request, model_name))
             return _json((await dataplane.explain(model_name, payload))[0])
 
     async def infer(model_name: str, request: Request) -> Response:
         with metrics.request("v2_infer"), gate.admit(announced(request, MAX_BODY_BYTES)):
             body = await _tensor_body(request, model_name)
-            length = request.headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
-            infer_request = await asyncio.to_thread(protocol.read_v2, body, length, model_name)
-            response: InferResponse = (await dataplane.infer(model_name, infer_request))[0]
+            payload = V2Body(body, request.headers.get(INFERENCE_CONTENT_LENGTH_HEADER))
+            response: InferResponse = (await dataplane.infer(model_name, payload))[0]
             content, json_bytes = response.to_rest()
             if json_bytes is None:
                 return _json(content)

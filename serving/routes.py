@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -22,6 +23,9 @@ from serving.gate import Gate
 from serving.predictor import Predictor
 from serving.protocol import Answer
 from serving.rest import announced, receive_body
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MAX_UPLOAD_BYTES = 512 * 2**20  # compressed; 1,000 slices of 512 x 512 as JPEG Lossless are 250 MiB
 PNG, JSON = "image/png", "application/json"
@@ -108,7 +112,7 @@ class _OneFileForm:
             raise Invalid("multipart/form-data: expected a boundary")
         self._parts = 0
         self._pass_on = write
-        callbacks = {"on_part_begin": self._begin, "on_part_data": self._data}
+        callbacks: MultipartCallbacks = {"on_part_begin": self._begin, "on_part_data": self._data}
         self._parser = MultipartParser(options[b"boundary"], callbacks)
 
     def write(self, chunk: bytes) -> None:

@@ -15,13 +15,14 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from covidnet.errors import UsageError
 from serving import metrics
-from serving.errors import RETRY_AFTER_S, Busy, Draining, Refused
+from serving.errors import RETRY_AFTER_S, Busy, Draining, Invalid, Refused
 from serving.gate import Gate
 from serving.predictor import NAME
 from serving.rest import log_unexpected
 
-MAX_MESSAGE_BYTES = 160 * 2**20  # gRPC's own limit is 4 MiB, KServe's 8 MiB; 300 slices of 512 x 512 as int16 fit
-MAX_CONCURRENT = 64  # probes and clients; beyond it gRPC refuses before it reads a message
+MAX_MESSAGE_BYTES = 96 * 2**20  # gRPC's own limit is 4 MiB, KServe's 8 MiB; 180 slices of 512 x 512 as int16 fit
+MAX_CONCURRENT = 40  # a few above the gate's, for probes; beyond it gRPC refuses before it reads a message
+MAX_TYPED_BYTES = 8 * 2**20  # of a message without raw contents: KServe makes a Python object of each number
 
 
 def server(dataplane: DataPlane, gate: Gate, host: str, port: int) -> grpc.aio.Server:
@@ -47,7 +48,7 @@ def server(dataplane: DataPlane, gate: Gate, host: str, port: int) -> grpc.aio.S
     return made
 
 
-class _Servicer(InferenceServicer):  # type: ignore[misc]  # kserve is untyped
+class _Servicer(InferenceServicer):
     """KServe's servicer; inference is counted and bounded, and the model can't be unloaded by a caller."""
 
     def __init__(self, dataplane: DataPlane, gate: Gate) -> None:
@@ -56,6 +57,8 @@ class _Servicer(InferenceServicer):  # type: ignore[misc]  # kserve is untyped
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         with metrics.request("grpc_infer"), self._gate.admit(request.ByteSize()):
+            if not request.raw_input_contents and request.ByteSize() > MAX_TYPED_BYTES:
+                raise Invalid(f"expected tensors above {MAX_TYPED_BYTES // 2**20} MiB as raw_input_contents")
             return await super().ModelInfer(request, context)
 
     async def RepositoryModelLoad(self, request: Any, context: ServicerContext) -> None:
@@ -65,7 +68,7 @@ class _Servicer(InferenceServicer):  # type: ignore[misc]  # kserve is untyped
         raise NotImplementedError
 
 
-class _Statuses(AsyncServerInterceptor):  # type: ignore[misc]  # untyped
+class _Statuses(AsyncServerInterceptor):
     """Exceptions to statuses, and nothing of the request in their messages."""
 
     async def intercept(

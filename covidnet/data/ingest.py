@@ -129,6 +129,7 @@ def _work(refs: list[ScanRef], config: Config, spec: Spec) -> Iterator[Ingested]
         for index, ref in enumerate(refs):
             yield load(index, ref, config, spec)
         return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers fill the cores; BLAS threads of their own would fight
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, context) as pool:
         try:
@@ -154,7 +155,7 @@ def load(index: int, ref: ScanRef, config: Config, spec: Spec) -> Ingested:
         if scan.shape[0] < data.min_slices:
             raise ScanError(f"expected at least {data.min_slices} slices (data.min_slices), found {scan.shape[0]}")
         prepared = prepare(scan, spec)
-    except ScanError as error:
+    except (ScanError, UsageError) as error:  # a UsageError here: the path went away since it was listed
         return Ingested(index, reason=str(error))
     except MemoryError:
         return Ingested(index, reason="out of memory while reading this scan")

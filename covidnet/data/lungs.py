@@ -13,10 +13,12 @@ COARSE_SHAPE = (48, 64, 64)  # the most voxels that the search looks at; 5-8 mm 
 AIR_HU = -1024
 LUNG_THRESHOLD_HU = -400  # aerated lung and ground glass lie below, consolidation and chest wall above
 SMALLEST_COMPONENT = 0.1  # of the largest one: a lung shrunk by disease passes, the stomach's air bubble doesn't
+REGROWN = 3  # coarse voxels: brings back the thin recesses that the cut takes from the lungs
 SMALLEST_SLICE = 0.02  # of the largest lung area: leaves out slices that show the trachea only
 PLAUSIBLE_SHARE = (0.03, 0.8)  # lung volume within body volume
 SMALLER_SIDE = 0.1  # of the lung volume, at least, lies on either side of the body's middle
-MARGIN = 0.04  # of the box's side, for pleura and for consolidation at the edge
+TAIL = 0.001  # of a mask's voxels that may lie beyond each bound of its box
+MARGIN = 0.05  # of the box's side, for pleura and for consolidation at the edge
 IN_PLANE = np.zeros((3, 3, 3), bool)
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
@@ -62,15 +64,13 @@ def find(scan: Scan) -> Anatomy:
 def _coarse(voxels: np.ndarray, strides: list[int]) -> np.ndarray:
     """Mean of (up to) four voxels spread over each in-plane block, against noise; float32 ``(d, h, w)``."""
     z, y, x = strides
-    depth, height, width = voxels[::z, ::y, ::x].shape
+    depth, height, width = (side // stride for side, stride in zip(voxels.shape, strides, strict=True))
     total = np.zeros((depth, height, width), np.float32)
     offsets = [(dy, dx) for dy in {0, y // 2} for dx in {0, x // 2}]
     for dy, dx in offsets:
-        rows = np.minimum(np.arange(height) * y + dy, voxels.shape[1] - 1)
-        columns = np.minimum(np.arange(width) * x + dx, voxels.shape[2] - 1)
-        picked = voxels[::z, rows[:, None], columns]
+        picked = voxels[: depth * z : z, dy : height * y : y, dx : width * x : x]
         total += np.maximum(picked, AIR_HU)  # scanners fill the outside of their circle with -2000 and less
-    return total / len(offsets)
+    return total / np.float32(len(offsets))
 
 
 def _otsu(levels: np.ndarray) -> float:
@@ -102,10 +102,15 @@ def _filled(body: np.ndarray) -> np.ndarray:
 
 
 def _main_components(mask: np.ndarray) -> np.ndarray:
-    labels, _ = ndimage.label(mask)
+    """The large pieces of a mask, cut where they hang together by two coarse voxels or less.
+
+    Gas in the colon or stomach seems joined to the lung above it where the diaphragm is thinner than a coarse voxel.
+    """
+    labels, _ = ndimage.label(ndimage.binary_erosion(mask, border_value=1))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return np.asarray((sizes >= max(1, SMALLEST_COMPONENT * sizes.max()))[labels] & mask)
+    main = (sizes >= max(1, SMALLEST_COMPONENT * sizes.max()))[labels] & (labels > 0)
+    return np.asarray(ndimage.binary_dilation(main, iterations=REGROWN, mask=mask))
 
 
 def _on_both_sides(lungs: np.ndarray, inside: np.ndarray) -> bool:
@@ -116,14 +121,20 @@ def _on_both_sides(lungs: np.ndarray, inside: np.ndarray) -> bool:
 
 
 def _box(mask: np.ndarray, strides: list[int], shape: tuple[int, int, int], margin: float) -> Box:
-    """Bounds of a coarse mask in source voxels, grown by ``margin``; slices with little of it don't count."""
+    """Bounds of a coarse mask in source voxels, grown by ``margin``; slices with little of it don't count.
+
+    All but `TAIL` of the mask's voxels lie within each bound, interpolated within a coarse voxel: the same lungs on
+    another grid give the same box, and stray voxels don't move it.
+    """
     areas = mask.sum(axis=(1, 2))
     mask = mask[areas >= SMALLEST_SLICE * areas.max()]
-    profiles = (areas >= max(1, SMALLEST_SLICE * areas.max()), mask.any(axis=(0, 2)), mask.any(axis=(0, 1)))
+    profiles = (areas * (areas >= SMALLEST_SLICE * areas.max()), mask.sum(axis=(0, 2)), mask.sum(axis=(0, 1)))
     bounds = []
     for profile, stride, side in zip(profiles, strides, shape, strict=True):
-        indices = np.flatnonzero(profile)
-        first, last = int(indices[0]) * stride, (int(indices[-1]) + 1) * stride
-        grown = round(margin * (last - first))
-        bounds.append((max(0, first - grown), min(side, last + grown)))
+        filled = np.flatnonzero(profile)
+        edges = np.arange(filled[0], filled[-1] + 2)
+        cumulative = np.cumsum([0, *profile[filled[0] : filled[-1] + 1]]) / profile.sum()
+        first, last = np.interp((TAIL, 1 - TAIL), cumulative, edges) * stride
+        grown = margin * (last - first)
+        bounds.append((max(0, round(first - grown)), min(side, round(last + grown))))
     return bounds[0], bounds[1], bounds[2]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
 from covidnet.errors import CovidnetError
@@ -44,6 +43,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         CovidnetError: no scans, or logits that are not finite.
     """
+    from scipy.optimize import minimize_scalar  # a quarter of a second that prediction needn't wait for
+
     z, y = _finite(logits), np.asarray(labels, dtype=np.int64)
 
     def loss(log_temperature: float) -> float:

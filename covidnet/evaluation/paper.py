@@ -6,9 +6,9 @@ Sources: He et al., AAAI 2021 (arXiv:2101.05442); EMARS: He et al., MICCAI 2022.
 from dataclasses import dataclass
 
 PROTOCOL = (
-    "Published figures stand here for orientation. Data, splits and training differ from this run, the published "
-    "COVID-CTset split shares patients between validation and test, and the models were chosen on the test lists: "
-    "a difference between these figures and ours says nothing about the models."
+    "Published figures stand here for orientation. Data, splits and training differ from this run; the authors' "
+    "released code chooses checkpoints on the test list, and all validation patients of its COVID-CTset split are in "
+    "the test set too. A difference between these figures and ours says nothing about the models."
 )
 
 

@@ -82,14 +82,15 @@ Splits are by patient: no patient is in two of them. The model was chosen on val
 {figures}
 
 Precision, sensitivity, specificity, F1 and ROC AUC are {averaging}.
-Intervals are percentiles of a bootstrap over patients; "too few" means fewer than 10 patients in a class, of which no honest interval can be had.
+Intervals are percentiles of a bootstrap over patients; "too few" means fewer than 10 patients in a class, of which no
+honest interval can be had.
 They cover the chance of the test patients alone, not other hospitals.
 
 ## Calibration
 
 Probabilities are softmax(logits / {temperature:.3f}), the temperature fitted on validation. A scan is flagged
-`out-of-distribution` when its energy lies above a threshold that at most {false_alarm_rate:.1%} of the validation scans exceed.
-The flag finds scans unlike the training data often, not always: an unflagged scan can be foreign too.
+`out-of-distribution` when its energy lies above a threshold that at most {false_alarm_rate:.1%} of the validation scans
+exceed. The flag finds scans unlike the training data often, not always: an unflagged scan can be foreign too.
 
 ## Limits
 

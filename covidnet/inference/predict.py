@@ -60,7 +60,7 @@ def predict(
 
     Yields:
         per scan ``path``, what `interpret` says, ``seconds`` of ``decode``, ``preprocess`` and ``inference``, the
-        version of the ``bundle``, and ``overlay`` where asked for; for a scan that can't be read ``path`` and ``error``.
+        version of the ``bundle``, and ``overlay`` where asked for. A scan that can't be read: ``path`` and ``error``.
 
     Raises:
         CovidnetError: the bundle is damaged, or the engine refuses it.
@@ -161,6 +161,6 @@ def _draw(decoded: _Decoded, outputs: Outputs, result: dict[str, Any], bundle: B
 
 def _message(error: CovidnetError | OSError) -> str:
     """An error without the names of single files, which can identify a patient."""
-    return (
-        str(error) if isinstance(error, CovidnetError) else f"can't be read: {error.strerror or type(error).__name__}"
-    )
+    if isinstance(error, CovidnetError):
+        return str(error)
+    return f"the scan can't be read: {error.strerror or type(error).__name__}"

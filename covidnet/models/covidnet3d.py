@@ -107,8 +107,13 @@ class Genotype:
         """Chosen operation per block, input to output."""
         return [self.space.operation(name) for layer in self.blocks for name in layer]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, the space's name first."""
+        return {"space": self.space.name, **asdict(self)}
+
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"space": self.space.name, **asdict(self)}, indent=2) + "\n")
+        """Write `genotype.json`."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Genotype":

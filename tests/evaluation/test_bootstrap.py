@@ -92,7 +92,7 @@ def test_paired_difference_agrees_with_the_paired_normal_formula() -> None:
     half = 1.96 * gaps.std() / math.sqrt(400)
     assert result.difference == pytest.approx(gaps.mean(), abs=1e-12)
     assert (result.low, result.high) == pytest.approx((gaps.mean() - half, gaps.mean() + half), abs=0.006)
-    assert result.p_value == pytest.approx(2 * scipy.stats.norm.sf(gaps.mean() / (gaps.std() / 20)), abs=0.003)
+    assert result.p_value == pytest.approx(2 * scipy.stats.norm.sf(gaps.mean() / (gaps.std() / 20)), abs=0.01)
 
 
 def test_paired_difference_changes_sign_with_the_order() -> None:
@@ -141,25 +141,24 @@ def test_holm_leaves_undefined_p_values_out() -> None:
     assert adjusted[1:] == pytest.approx([0.02, 0.02])
 
 
-def coverage(repetitions: int) -> float:
+def coverage(repetitions: int, patients: int, resamples: int) -> float:
     """How often a 95 % interval of accuracy holds the truth: 1 to 3 scans a patient, patients of unequal difficulty."""
     rng = np.random.default_rng(7)
     hits = 0
     for seed in range(repetitions):
-        counts = rng.integers(1, 4, 100)
-        patients = np.repeat(np.arange(100), counts)
-        difficulty = rng.beta(4, 1, 100)  # mean 0.8: the true accuracy
-        right = rng.random(len(patients)) < difficulty[patients]
-        p = answers(right, patients % 2, patients)
-        low, high = intervals(p, "NCP", resamples=400, seed=seed).values["accuracy"] or (0, 0)
+        patient = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
+        difficulty = rng.beta(4, 1, patients)  # mean 0.8: the true accuracy
+        right = rng.random(len(patient)) < difficulty[patient]
+        p = answers(right, patient % 2, patient)
+        low, high = intervals(p, "NCP", resamples=resamples, seed=seed).values["accuracy"] or (0, 0)
         hits += low <= 0.8 <= high
     return hits / repetitions
 
 
 def test_coverage_in_a_small_simulation() -> None:
-    assert 0.89 <= coverage(120) <= 0.99
+    assert 0.89 <= coverage(120, patients=100, resamples=300) <= 0.99
 
 
 @pytest.mark.slow
 def test_coverage_of_the_clustered_interval() -> None:
-    assert 0.93 <= coverage(1000) <= 0.97
+    assert 0.93 <= coverage(1000, patients=150, resamples=1000) <= 0.97

@@ -54,15 +54,18 @@ def read(files: list[Path]) -> Scan:
 
 def _choose(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
     """The slices of the best series, and a remark where there was a choice."""
-    series: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
-    for item in slices:
-        series[item.series].append(item)
-    refused = {key: reason for key, members in series.items() if (reason := members[0].refusal())}
-    usable = [members for key, members in series.items() if key not in refused]
+    refusals = [item.refusal() for item in slices]
+    usable: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
+    for item, refusal in zip(slices, refusals, strict=True):
+        if not refusal:
+            usable[item.series].append(item)
     if not usable:
-        raise ScanError("no axial CT series to read: " + "; ".join(sorted(set(refused.values()))))
+        raise ScanError("no axial CT series to read: " + "; ".join(sorted(set(refusals))))
+    series = {item.series for item in slices}
     # the last term only makes ties independent of file names
-    best = max(usable, key=lambda s: (s[0].primary, s[0].chest, len(s), -(s[0].thickness_mm or 0.0), str(s[0].series)))
+    best = max(
+        usable.values(), key=lambda s: (s[0].primary, s[0].chest, len(s), -(s[0].thickness_mm or 0.0), str(s[0].series))
+    )
     remarks = []
     if len(series) > 1:
         remarks.append(
@@ -137,7 +140,7 @@ def _decode(stack: list[Slice | None]) -> np.ndarray:
         if item is None:
             continue
         if opened[0] != item.file:
-            opened = (item.file, dcmread(item.file, force=True))
+            opened = (item.file, _open(item.file, index))
         volume[index] = _hounsfield(_pixels(opened[1], item, index), item)
     for index in (i for i, s in enumerate(stack) if s is None):
         volume[index] = (volume[index - 1].astype(np.int32) + volume[index + 1]) // 2
@@ -147,6 +150,13 @@ def _decode(stack: list[Slice | None]) -> np.ndarray:
         mirror = round((low + high) * first.slope + 2 * first.intercept)
         volume = (mirror - volume.astype(np.int32)).astype(np.int16)
     return volume
+
+
+def _open(file: Path, index: int) -> Dataset:
+    try:
+        return dcmread(file, force=True)
+    except PARSE_ERRORS as error:
+        raise ScanError(f"slice {index} can't be read ({type(error).__name__}); the file is damaged") from None
 
 
 def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:

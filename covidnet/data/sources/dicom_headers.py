@@ -229,14 +229,14 @@ def _slice(file: Path, header: Dataset, frame: int, frames: int, groups: list[Da
     signed = bool(header.get("PixelRepresentation"))
     kernel = str(header.get("ConvolutionKernel"))
     shape = (int(header.Rows), int(header.Columns))
-    plane = tuple(round(value, 2) for value in orientation or ())
+    geometry = tuple(round(value, 2) for value in (*(orientation or ()), *spacing_mm, *(thickness_mm or ())))
     slope = _numbers(find("PixelValueTransformationSequence", "RescaleSlope"), 1)
     intercept = _numbers(find("PixelValueTransformationSequence", "RescaleIntercept"), 1)
     return Slice(
         file=file,
         frame=frame,
         frames=frames,
-        series=(str(header.get("SeriesInstanceUID")), plane, shape, spacing_mm, thickness_mm, kernel),
+        series=(str(header.get("SeriesInstanceUID")), shape, geometry, kernel),
         modality=_modality(header),
         image_type=frozenset(str(word).upper() for word in _list(header.get("ImageType"))),
         body_part=str(header.get("BodyPartExamined") or "").upper(),

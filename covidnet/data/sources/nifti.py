@@ -1,5 +1,6 @@
 """NIfTI, and NRRD and MetaImage through SimpleITK, in any orientation and number type."""
 
+import re
 import zlib
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from covidnet.data.scan import Intensity, Scan
@@ -16,6 +18,7 @@ from covidnet.errors import ScanError
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha", ".mhd")
+DATA_FILE = re.compile(rb"(?im)^(?:ElementDataFile|data ?file)[ \t]*[=:][ \t]*(\S[^\r\n]*)")
 AIR_HU = -1024.0
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -67,7 +70,9 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     shape = _one_volume(image.shape)
     if header.get_data_dtype().kind not in "iuf":
         raise ScanError(f"expected whole or floating-point voxels, found {header.get_data_dtype()}; export grey values")
-    if not (np.asarray(header["pixdim"][1:4]) > 0).all():
+    with ImageOpener(path) as stream:
+        as_stored = type(header).from_fileobj(stream, check=False)  # nibabel mends a spacing of 0 to 1 mm when it opens
+    if not (np.abs(as_stored["pixdim"][1:4]) > 0).all():
         raise ScanError("expected voxel spacing above 0 mm in the header (pixdim); mend the header's geometry")
     remarks = []
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
@@ -75,13 +80,13 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         remarks.append("the header gives no orientation (sform and qform are unset); NIfTI's default LAS is assumed")
     elif qform is not None and sform is not None and not np.allclose(qform, sform, atol=0.05):
         remarks.append("sform and qform disagree; sform is used")
-    slope, intercept = header.get_slope_inter()
-    scaled = slope not in (None, 1.0) or intercept not in (None, 0.0)
-    voxels = image.get_fdata(dtype=np.float32) if scaled else np.asanyarray(image.dataobj)
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)  # the header forgets them once the file is open
+    voxels = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asanyarray(image.dataobj)
     return voxels.reshape(shape), image.affine, remarks
 
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    _check_data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -94,6 +99,14 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     affine[:3, 3] = reader.GetOrigin()[:3]
     voxels = sitk.GetArrayFromImage(reader.Execute()).T.reshape(shape)  # SimpleITK's arrays are (k, j, i)
     return voxels, LPS_TO_RAS @ affine, []
+
+
+def _check_data_file(path: Path) -> None:
+    """Refuse a header that has its voxels read from elsewhere: it could name any file of this machine."""
+    with path.open("rb") as stream:
+        named = DATA_FILE.findall(stream.read(2**16))
+    if any(b"/" in name or b"\\" in name or name.split()[0] == b"LIST" for name in named):
+        raise ScanError("the header takes its voxels from another folder or a list of files; store them beside it")
 
 
 def _one_volume(shape: tuple[int, ...]) -> tuple[int, int, int]:

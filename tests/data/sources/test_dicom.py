@@ -341,6 +341,7 @@ def test_errors_name_no_patient(tmp_path: Path) -> None:
     assert not any(secret in str(caught.value) for secret in (NAME, PATIENT, "1.2.3", str(tmp_path)))
 
 
+@pytest.mark.filterwarnings("ignore:End of file")
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     folder = write(tmp_path / "s", series(body()))
     (folder / "9999.dcm").write_bytes(b"\xff" * 300)

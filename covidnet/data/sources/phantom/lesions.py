@@ -1,9 +1,9 @@
 """Pneumonia, and the harmless findings that look like it.
 
 Every finding is an opacity: a field in 0..1 that pulls lung tissue towards a target density, with an outline bent by
-smooth noise. What the two pneumonias differ in follows the radiology of 2020 (e.g. Bai et al., Radiology 296(2), 2020:
-COVID-19 is more often peripheral, ground-glass and bilateral than other pneumonia, and less often central or with
-effusion). No attribute decides alone, and the harder the data set the more often a scan shows the other class's habit.
+smooth noise. How the two pneumonias differ follows Bai et al., Radiology 296(2):E46, 2020: COVID-19 is more often
+peripheral, ground-glass and reticular, and less often central or with effusion. No attribute decides alone, and the
+harder the data set, the more often a scan shows a habit of the other class.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from covidnet.data.sources.phantom.anatomy import Chest
-from covidnet.data.sources.phantom.grid import Grid
+from covidnet.data.sources.phantom.grid import Box, Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Habit:
 
 
 HABITS = {
-    "NCP": Habit(0.9, (4, 10), (14.0, 30.0), 9.0, 1.6, (-640.0, -430.0), 0.25, 0.35, 0.03, 0.04),
-    "CP": Habit(0.15, (1, 3), (24.0, 42.0), 0.0, 0.5, (-260.0, 20.0), 0.85, 0.05, 0.3, 0.35),
+    "NCP": Habit(0.9, (6, 13), (20.0, 42.0), 8.0, 1.8, (-650.0, -430.0), 0.25, 0.35, 0.03, 0.04),
+    "CP": Habit(0.15, (1, 4), (26.0, 52.0), 0.0, 0.5, (-420.0, -120.0), 0.85, 0.05, 0.3, 0.35),
 }
 
 
@@ -65,15 +65,14 @@ def add_distractors(grid: Grid, chest: Chest, difficulty: float, rng: np.random.
     _apply(chest, burden)
 
 
-def add_pneumonia(
-    label: str, grid: Grid, chest: Chest, difficulty: float, rng: np.random.Generator
-) -> np.ndarray:
+def add_pneumonia(label: str, grid: Grid, chest: Chest, difficulty: float, rng: np.random.Generator) -> np.ndarray:
     """Paint the pneumonia of ``label``; returns where it is, ``bool (D, H, W)``."""
     habit = _blend_habits(label, difficulty, rng)
-    reach = float(np.exp(rng.normal(0.0, 0.1 + 0.2 * difficulty)))  # severity of this patient
-    contrast = (1.0 - 0.5 * difficulty) * float(np.exp(rng.normal(0.0, 0.05 + 0.25 * difficulty)).clip(0.3, 1.6))
-    shrink = (1.0 - 0.38 * difficulty) * reach
-    count = max(1, round(int(rng.integers(habit.foci[0], habit.foci[1] + 1)) * (1.0 - 0.5 * difficulty) * reach))
+    reach = float(np.exp(rng.normal(0.0, 0.1 + 0.15 * difficulty)))  # severity of this patient
+    contrast = (1.0 - 0.4 * difficulty) * float(np.exp(rng.normal(0.0, 0.05 + 0.15 * difficulty)).clip(0.5, 1.5))
+    contrast = min(contrast, 1.0)
+    shrink = (1.0 - 0.25 * difficulty) * reach
+    count = max(1, round(int(rng.integers(habit.foci[0], habit.foci[1] + 1)) * (1.0 - 0.35 * difficulty) * reach))
     main = int(rng.choice((-1, 1)))
     sides = (-1, 1) if rng.random() < habit.bilateral else (main,)
     burden = _nothing(grid)
@@ -81,24 +80,27 @@ def add_pneumonia(
     for centre in centres:
         radius = float(rng.uniform(*habit.radius_mm)) * shrink
         target = float(rng.uniform(*habit.target_hu))
-        ruggedness = float(rng.uniform(0.25, 0.6))
+        ruggedness = float(rng.uniform(0.3, 0.6))
         _focus(grid, chest, burden, centre, radius, target, contrast, ruggedness, habit.rim_mm)
         if rng.random() < habit.core:
-            _focus(grid, chest, burden, centre, 0.6 * radius, target + 300.0, contrast, ruggedness, habit.rim_mm)
+            _focus(
+                grid, chest, burden, centre, 0.6 * radius, min(target + 300.0, 45.0), contrast, ruggedness, habit.rim_mm
+            )
     if rng.random() < habit.paving:
         _pave(grid, burden, rng)
     if rng.random() < habit.buds:
         _tree_in_bud(grid, chest, burden, centres[0], contrast, rng)
+    burden.target_hu += 45.0 * chest.texture
     burden.opacity *= 1.0 - chest.bronchi  # open bronchi stay dark inside a consolidation
     if rng.random() < habit.effusion:
-        _effusion(grid, chest, burden, sides[0] if len(sides) == 1 else main, float(rng.uniform(8.0, 26.0)) * shrink)
-    return _apply(chest, burden)
+        _effusion(grid, chest, burden, main, float(rng.uniform(8.0, 26.0)) * shrink)
+    return (_apply(chest, burden) > 0.3 * contrast) & (chest.lung > 0.5)
 
 
 def _blend_habits(label: str, difficulty: float, rng: np.random.Generator) -> Habit:
     """The label's own habit, with each attribute taken from the other class now and then."""
     own, other = HABITS[label], HABITS["CP" if label == "NCP" else "NCP"]
-    borrowed = rng.random(8) < 0.03 + 0.3 * difficulty
+    borrowed = rng.random(8) < 0.15 * difficulty
     source = [other if swap else own for swap in borrowed]
     return Habit(
         bilateral=source[0].bilateral,
@@ -125,8 +127,8 @@ def _sites(
 ) -> list[tuple[int, int, int]]:
     """Voxels for the centres of foci: under the pleura where ``rim_mm`` is positive, else along the bronchi."""
     candidates = rng.integers(0, grid.shape, (4000, 3))
-    candidates = candidates[chest.depth_mm[tuple(candidates.T)] > 2.0]
     z, y, x = candidates.T
+    z, y, x = candidates[(chest.depth_mm[z, y, x] > 2.0) & (chest.lung[z, y, x] > 0.9)].T
     depth = chest.depth_mm[z, y, x]
     height = np.clip(grid.z[z, y, x] / 220.0, 0.0, 1.0)
     weight = np.exp(low_back * (height + chest.back[z, y, x] - 1.0))
@@ -155,20 +157,21 @@ def _focus(
     rim_mm: float = 0.0,
 ) -> None:
     """One rounded opacity; with ``rim_mm`` it flattens against the pleura; a lobe's border half stops it."""
-    reach = np.ceil(1.5 * radius_mm / np.array(grid.spacing_mm)).astype(int) + 1
-    box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
+    box = _around(grid, centre, 1.6 * radius_mm)
     z, y, x = (a[box] - a[centre] for a in (grid.z, grid.y, grid.x))
     square = (z * z + y * y + x * x) / np.float32(radius_mm**2)
     if rim_mm > 0.0:
-        square += (chest.depth_mm[box].clip(0.0) / np.float32(max(1.1 * radius_mm, 6.0))) ** 2
+        deeper = np.maximum(chest.depth_mm[box] - chest.depth_mm[centre], 0.0)
+        square += (deeper / np.float32(radius_mm)) ** 2
     other_lobe = (chest.fissure_mm[box] > 0.0) != (chest.fissure_mm[centre] > 0.0)
-    inside = 1.0 - square - 0.7 * other_lobe + np.float32(ruggedness) * chest.shape_noise[box]
-    _lay(burden, box, np.clip(1.6 * inside, 0.0, 1.0) * np.float32(strength), target_hu)
+    rough = chest.shape_noise[box] + np.float32(0.6) * chest.texture[box]
+    at_centre = float(chest.shape_noise[centre] + 0.6 * chest.texture[centre])
+    # The centre itself is always inside, however the noise falls.
+    inside = 1.0 - square - 0.7 * other_lobe + np.float32(ruggedness) * (rough - min(at_centre, 0.0))
+    _lay(burden, box, np.clip(1.3 * inside, 0.0, 1.0) * np.float32(strength), target_hu)
 
 
-def _dependent_atelectasis(
-    grid: Grid, chest: Chest, burden: Burden, strength: float, rng: np.random.Generator
-) -> None:
+def _dependent_atelectasis(grid: Grid, chest: Chest, burden: Burden, strength: float, rng: np.random.Generator) -> None:
     """A hazy band along the lowest pleura of a patient on the back, in both lungs."""
     thickness = float(rng.uniform(8.0, 18.0))
     band = np.clip((thickness - chest.depth_mm) / thickness, 0.0, 1.0) * np.clip((chest.back - 0.72) / 0.12, 0.0, 1.0)
@@ -181,11 +184,13 @@ def _plate_atelectasis(grid: Grid, chest: Chest, burden: Burden, strength: float
     for centre in _sites(grid, chest, rng, int(rng.integers(1, 4)), (-1, 1), 0.0, 2.5):
         normal = rng.normal((1.0, 0.0, 0.0), (0.3, 0.5, 0.3)).astype(np.float32)
         normal /= np.linalg.norm(normal)
-        z, y, x = (a - a[centre] for a in (grid.z, grid.y, grid.x))
+        radius_mm = float(rng.uniform(20.0, 45.0))
+        box = _around(grid, centre, 1.2 * radius_mm)
+        z, y, x = (a[box] - a[centre] for a in (grid.z, grid.y, grid.x))
         off_plane = np.abs(z * normal[0] + y * normal[1] + x * normal[2])
-        near = np.clip(1.2 - np.sqrt(z * z + y * y + x * x) / np.float32(rng.uniform(20.0, 45.0)), 0.0, 1.0)
+        near = np.clip(1.2 - np.sqrt(z * z + y * y + x * x) / np.float32(radius_mm), 0.0, 1.0)
         width = 2.0 + 0.4 * grid.spacing_mm[0]
-        _lay(burden, slice(None), near * np.clip(1.0 - off_plane / width, 0.0, 1.0) * np.float32(strength), -200.0)
+        _lay(burden, box, near * np.clip(1.0 - off_plane / width, 0.0, 1.0) * np.float32(strength), -200.0)
 
 
 def _tree_in_bud(
@@ -213,11 +218,18 @@ def _effusion(grid: Grid, chest: Chest, burden: Burden, side: int, height_mm: fl
     _lay(burden, slice(None), fluid, 12.0)
 
 
+def _around(grid: Grid, centre: tuple[int, int, int], radius_mm: float) -> Box:
+    """The box of voxels within ``radius_mm`` of a voxel, along each axis."""
+    reach = (int(np.ceil(radius_mm / step)) + 1 for step in grid.spacing_mm)
+    z, y, x = (slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
+    return z, y, x
+
+
 def _nothing(grid: Grid) -> Burden:
     return Burden(np.zeros(grid.shape, np.float32), np.full(grid.shape, -600.0, np.float32))
 
 
-def _lay(burden: Burden, box: tuple[slice, ...] | slice, opacity: np.ndarray, target_hu: float) -> None:
+def _lay(burden: Burden, box: Box | slice, opacity: np.ndarray, target_hu: float) -> None:
     """Add one finding; where two meet, the more opaque gives the opacity and the denser the target."""
     old = burden.opacity[box]
     part = burden.target_hu[box]
@@ -227,8 +239,7 @@ def _lay(burden: Burden, box: tuple[slice, ...] | slice, opacity: np.ndarray, ta
 
 
 def _apply(chest: Chest, burden: Burden) -> np.ndarray:
-    """Pull lung tissue towards the targets, never making anything darker; returns where it shows."""
-    opacity = burden.opacity * chest.lung
-    change = np.maximum(opacity * (burden.target_hu - chest.hu), 0.0)
-    chest.hu += change
-    return (opacity > 0.15) & (chest.lung > 0.5)
+    """Pull lung tissue towards the targets, never making anything darker; returns the opacity."""
+    opacity: np.ndarray = burden.opacity * chest.lung
+    chest.hu += np.maximum(opacity * (burden.target_hu - chest.hu), 0.0)
+    return opacity

@@ -44,9 +44,11 @@ def draw(detail: tuple[int, int, int], difficulty: float, rng: np.random.Generat
         gravity_hu=float(rng.uniform(25.0, 70.0) + 60.0 * shallow),
         mosaic_hu=float(rng.uniform(4.0, 16.0) + 26.0 * difficulty * rng.random() ** 2),
         blood_hu=float(rng.uniform(120.0, 280.0) if rng.random() < 0.4 else rng.normal(42.0, 4.0)),
-        dome_mm=(float(196.0 - 26.0 * shallow + rng.normal(0.0, 5.0)), float(208.0 - 26.0 * shallow + rng.normal(0.0, 5.0))),
+        dome_mm=(
+            float(196.0 - 26.0 * shallow + rng.normal(0.0, 5.0)),
+            float(203.0 - 26.0 * shallow + rng.normal(0.0, 5.0)),
+        ),
         heart_scale=float(np.clip(rng.normal(1.0, 0.07), 0.82, 1.2)),
-        arms_down=bool(rng.random() < 0.1),
     )
     pose = Pose(
         size=size,
@@ -55,15 +57,15 @@ def draw(detail: tuple[int, int, int], difficulty: float, rng: np.random.Generat
         rotation_rad=float(rng.normal(0.0, 0.03)),
         kyphosis_mm=float(rng.uniform(2.0, 22.0)),
         warp_mm=float(rng.uniform(1.5, 3.2)),
-        breathing_mm=float(rng.uniform(1.0, 5.0) if rng.random() < 0.12 + 0.2 * difficulty else 0.0),
+        breathing_mm=float(rng.uniform(1.5, 4.5) if rng.random() < 0.12 + 0.2 * difficulty else 0.0),
     )
     slices = max(8, round(detail[0] * rng.uniform(0.7, 1.3)))
     length_mm = (LUNG_BOTTOM_MM + rng.uniform(8.0, 50.0) - pose.top_mm) * size[0]
     width_mm = (2 * 170.0 + 2.4 * fat_mm) * size[2] * rng.uniform(0.98, 1.2)
-    pixel_mm = width_mm / min(detail[1:])
+    pixel_mm = round(float(width_mm) / min(detail[1:]), 3)
     scanner = Scanner(
         shape=(slices, detail[1], detail[2]),
-        spacing_mm=(round(length_mm / slices, 3), round(pixel_mm, 3), round(pixel_mm, 3)),
+        spacing_mm=(round(float(length_mm) / slices, 3), pixel_mm, pixel_mm),
         noise_hu=float(np.exp(rng.uniform(np.log(7.0), np.log(40.0)))),
         sharpness=float(rng.uniform(-1.0, 1.0)),
         table_mm=float(size[1] * 122.0 + 0.5 * fat_mm + rng.uniform(4.0, 12.0)),
@@ -73,16 +75,29 @@ def draw(detail: tuple[int, int, int], difficulty: float, rng: np.random.Generat
     return scanner, pose, body
 
 
-def acquire(hu: np.ndarray, grid: Grid, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
-    """Table, noise of the scanner's kernel, padding and rounding: ``float32`` HU to ``int16 (D, H, W)``."""
+def body_rows(scanner: Scanner, pose: Pose, body: Body) -> slice:
+    """The rows of the scan that the body can reach; the rest is air and table, and needs no anatomy."""
+    slack_mm = 3 * pose.warp_mm + pose.breathing_mm + abs(np.sin(pose.rotation_rad)) * 190.0 * pose.size[2] + 3.0
+    front_mm = -(112.0 + body.fat_mm + body.breast_mm) * pose.size[1] - slack_mm + pose.centre_mm[0]
+    rear_mm = (118.0 + 0.5 * body.fat_mm) * pose.size[1] + slack_mm + pose.centre_mm[0]
+    middle, last = (scanner.shape[1] - 1) / 2, scanner.shape[1]
+    first, end = (int(middle + edge / scanner.spacing_mm[1]) for edge in (front_mm, rear_mm))
+    return slice(max(0, first), min(last, end + 2))
+
+
+def acquire(hu: np.ndarray, rows: slice, grid: Grid, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
+    """Put the body (``rows`` of the scan) on the table, add noise, pad and round: ``int16 (D, H, W)`` HU."""
     row_mm = (np.arange(scanner.shape[1]) - (scanner.shape[1] - 1) / 2)[:, None] * scanner.spacing_mm[1]
     column_mm = (np.arange(scanner.shape[2]) - (scanner.shape[2] - 1) / 2) * scanner.spacing_mm[2]
-    hu = np.maximum(hu, _table(row_mm, column_mm, scanner))
-    hu += _noise(grid, scanner, rng) + scanner.offset_hu
+    table = _table(row_mm, column_mm, scanner)
+    scan = np.broadcast_to(table, scanner.shape).copy()
+    np.maximum(hu, table[rows], out=scan[:, rows])
+    scan += _noise(grid, scanner, rng) + scanner.offset_hu
     if scanner.round_field:
         radius_mm = min(scanner.shape[1:]) / 2 * scanner.spacing_mm[2]
-        hu[:, row_mm**2 + column_mm**2 > radius_mm**2] = MIN_HU
-    return np.rint(hu).clip(MIN_HU, MAX_HU).astype(np.int16)
+        scan[:, row_mm**2 + column_mm**2 > radius_mm**2] = MIN_HU
+    voxels: np.ndarray = np.rint(scan).clip(MIN_HU, MAX_HU).astype(np.int16)
+    return voxels
 
 
 def _table(row_mm: np.ndarray, column_mm: np.ndarray, scanner: Scanner) -> np.ndarray:
@@ -91,7 +106,7 @@ def _table(row_mm: np.ndarray, column_mm: np.ndarray, scanner: Scanner) -> np.nd
     edge = scanner.spacing_mm[2]
     shells = [np.clip((3.0 - np.abs(below - at)) / edge + 0.5, 0.0, 1.0) for at in (4.0, 34.0)]
     within = np.clip((215.0 - np.abs(column_mm)) / edge, 0.0, 1.0)
-    return (-1000.0 + within * np.maximum(650.0 * shells[0], 520.0 * shells[1])).astype(np.float32)
+    return np.asarray(-1000.0 + within * np.maximum(650.0 * shells[0], 520.0 * shells[1]), dtype=np.float32)
 
 
 def _noise(grid: Grid, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
@@ -102,8 +117,10 @@ def _noise(grid: Grid, scanner: Scanner, rng: np.random.Generator) -> np.ndarray
     blurred[:, :-1] += 0.25 * noise[:, 1:]
     blurred[:, :, 1:] += 0.5 * blurred[:, :, :-1]
     # A soft kernel keeps the blurred part, a sharp one what the blur leaves; both are scaled to unit variance.
-    soft = 0.5 - 0.5 * scanner.sharpness
-    mixed = soft * blurred + (1.0 - soft) * (1.3 * noise - 0.6 * blurred)
-    mixed *= scanner.noise_hu / float(mixed[::4, ::4, ::4].std())
+    sharp = 0.5 + 0.5 * scanner.sharpness
+    noise *= 1.3 * sharp
+    blurred *= 1.0 - 1.6 * sharp
+    noise += blurred
     shoulders = 1.0 + 0.8 * np.clip(1.0 - (grid.slice_z + 20.0) / 60.0, 0.0, 1.0)
-    return mixed * shoulders[:, None, None]
+    noise *= (scanner.noise_hu / noise[::4, ::4, ::4].std() * shoulders)[:, None, None]
+    return noise

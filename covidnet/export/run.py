@@ -1,0 +1,115 @@
+"""The winner as a bundle, compared with torch on real batches before it is called done."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covidnet import folder
+from covidnet.config import Config
+from covidnet.data import packed as packed_data
+from covidnet.evaluation import calibration
+from covidnet.evaluation.metrics import Predictions
+from covidnet.export import bundle, card, onnx
+from covidnet.models import saved
+
+BATCHES = (1, 2, 5, 8)
+
+
+def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path) -> dict[str, Any]:
+    """Write `bundle/`, `parity.json` and `metrics.json` into ``work``.
+
+    Raises:
+        CovidnetError: the exported model and torch differ, or the bundle doesn't verify.
+    """
+    packed = packed_data.read(dataset)
+    preprocess = json.loads((dataset / "preprocess.json").read_text())
+    model, description = saved.load(winner)
+    validation = Predictions.load(winner / "validation.csv")
+    temperature = calibration.fit_temperature(validation.logits, validation.labels)
+    rate = config.export.false_alarm_rate
+    threshold = calibration.energy_threshold(validation.logits, rate, temperature)
+    genotype = description.genotype.to_dict() if description.genotype else description.to_dict()
+    model_file = work / "model.onnx"
+    onnx.export(
+        model,
+        model_file,
+        size=description.size,
+        channels=description.channels,
+        temperature=temperature,
+        metadata=bundle.metadata(description.classes, preprocess, genotype, temperature),
+    )
+    found = onnx.parity(model, model_file, batches(packed), channels=description.channels)
+    folder.write_json(work / "parity.json", found)
+    training = json.loads((winner / "metrics.json").read_text())
+    facts = _facts(config, packed, evaluated, description, training, temperature)
+    target = work / "bundle"
+    if target.exists():  # of an interrupted run
+        for file in target.iterdir():
+            file.unlink()
+    written = bundle.write(
+        target,
+        model=model_file,
+        weights=winner / "model.safetensors",
+        genotype=genotype,
+        preprocess=preprocess,
+        labels=description.classes,
+        calibration=bundle.Calibration(temperature, threshold, rate),
+        card=card.model_card(facts),
+    )
+    model_file.unlink()
+    metrics = {
+        "model": description.name,
+        "bundle_version": written.version,
+        "onnx_mib": written.model.stat().st_size / 2**20,
+        "parity_max_abs_logits": found["max_abs_logits"],
+        "parity_max_abs_cam": found["max_abs_cam"],
+        "parity_argmax_equal": int(found["argmax_equal"]),
+        "temperature": temperature,
+        "energy_threshold": threshold,
+    }
+    folder.write_json(work / "metrics.json", metrics)
+    return metrics
+
+
+def batches(packed: packed_data.Packed) -> list[np.ndarray]:
+    """Validation scans as ``uint8 (B, 1, D, H, W)`` of several batch sizes."""
+    scans = packed.scans[packed.split("validation")[: sum(BATCHES)]]
+    parts = np.split(scans, np.cumsum(BATCHES)[:-1])
+    return [np.ascontiguousarray(part[:, None]) for part in parts if len(part)]
+
+
+def _facts(
+    config: Config,
+    packed: packed_data.Packed,
+    evaluated: Path,
+    description: saved.Description,
+    training: dict[str, Any],
+    temperature: float,
+) -> card.Facts:
+    results = json.loads((evaluated / "results.json").read_text())
+    scans: dict[str, Counter[str]] = defaultdict(Counter)
+    patients: dict[str, set[str]] = defaultdict(set)
+    for row in packed.rows:
+        scans[row.split][row.label] += 1
+        patients[row.split].add(row.patient_id)
+    told = folder.provenance(evaluated)
+    return card.Facts(
+        name=description.name,
+        classes=description.classes,
+        size=description.size,
+        parameters=training["parameters"],
+        size_mib=training["size_mib"],
+        macs=training["macs"],
+        source=config.data.source,
+        scans={split: dict(per_class) for split, per_class in scans.items()},
+        patients={split: len(who) for split, who in patients.items()},
+        metrics=results["metrics"][description.name],
+        intervals=results["intervals"][description.name],
+        confidence=told["parameters"]["evaluate"]["confidence"],
+        temperature=temperature,
+        false_alarm_rate=config.export.false_alarm_rate,
+        versions=told["versions"],
+    )

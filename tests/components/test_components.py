@@ -1,0 +1,364 @@
+import ast
+import builtins
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import dsl
+
+from components import audit, baseline, configure, evaluate, export, gate, ingest, report, retrain, search
+from covidnet import config
+from covidnet.errors import UsageError
+
+MODULES = [audit, baseline, configure, evaluate, export, gate, ingest, report, retrain, search]
+STAGES = [baseline, evaluate, export, ingest, retrain, search]
+
+
+def name_of(module):
+    return module.__name__.rpartition(".")[2]
+
+
+def function_of(module):
+    return getattr(module, name_of(module))
+
+
+def tree_of(module):
+    return ast.parse(Path(module.__file__).read_text())
+
+
+def imports(nodes):
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+def test_every_component_is_under_test(repository):
+    files = {file.stem for file in (repository / "components").glob("*.py")} - {"__init__"}
+    assert files == {name_of(module) for module in MODULES}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_only_standard_library_and_kfp_at_module_top(module):
+    found = set(imports(tree_of(module).body))
+    assert found <= set(sys.stdlib_module_names) | {"kfp", "components"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_every_component_and_each_of_its_inputs_explains_itself_in_the_ui(module):
+    spec = function_of(module).component_spec
+    assert spec.description
+    described = ast.get_docstring(tree_of(module).body[-1])
+    assert all(f"{name}:" in described for name in [*(spec.inputs or {})])
+    assert all(
+        f"{name}:" in described for name, output in (spec.outputs or {}).items() if output.type.startswith("system.")
+    )
+
+
+@pytest.mark.parametrize("module", STAGES, ids=name_of)
+def test_a_stage_component_makes_one_call_into_the_stage_of_its_name(module):
+    calls = [
+        node.func.attr
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "stages"
+    ]
+    assert calls == [name_of(module)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_the_body_stands_alone_once_kfp_has_cut_it_out(module):
+    """KFP runs the function's source without its module: every name must come from the body, kfp or builtins."""
+    function = tree_of(module).body[-1]
+    stored = {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    imported = {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    given = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+    local = {node.name for node in ast.walk(function) if isinstance(node, ast.FunctionDef)}
+    loaded = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+    assert loaded - stored - imported - given - local - set(dir(builtins)) <= {"dsl", "IMAGE", "NamedTuple"}
+
+
+KNOBS = {
+    "profile": "",
+    "data_source": "",
+    "data_root": "",
+    "data_labels": "",
+    "search_size_mib": "",
+    "search_steps": "",
+    "training_budget": "",
+    "training_tmacs": "",
+    "training_epochs": "",
+}
+
+
+def configured(params="", overrides=(), baselines=("mc3_18",), variants=("S",), **knobs):
+    return configure.configure.python_func(
+        params=params,
+        overrides=list(overrides),
+        baselines=list(baselines),
+        variants=list(variants),
+        **{**KNOBS, **knobs},
+    )
+
+
+def test_knobs_go_over_params_and_overrides_over_knobs():
+    params = "search: {steps: 5, warmup_steps: 6}\n"
+    assert json.loads(configured(params).search)["search"]["steps"] == 5
+    parts = configured(params, search_steps="7", search_size_mib="2.5")
+    assert config.parse(json.loads(parts.search)).search.steps == 7
+    assert config.parse(json.loads(parts.search)).search.warmup_steps == 6
+    assert config.parse(json.loads(parts.search)).search.budget.size_mib == 2.5
+    parts = configured(params, overrides=["search.steps=8"], search_steps="7")
+    assert config.parse(json.loads(parts.search)).search.steps == 8
+
+
+def test_every_stage_gets_the_sections_that_dvc_tracks_for_it(repository):
+    stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
+    parts = configured((repository / "params.yaml").read_text())
+    part_of = {"baseline": "training", "retrain": "training", "evaluate": "whole", "export": "whole"}
+    for name, stage in stages.items():
+        found = set(json.loads(getattr(parts, part_of.get(name, name))))
+        assert set(stage["params"]) - {"profile", "profiles"} <= found, name
+
+
+def test_a_part_holds_the_values_of_the_whole(repository):
+    file = repository / "params.yaml"
+    whole = config.load(file, ["profile=paper", "baselines=[mc3_18]", "search.variants=[S]"])
+    parts = configured(file.read_text(), profile="paper")
+    assert config.parse(json.loads(parts.ingest)).data == whole.data
+    assert config.parse(json.loads(parts.training)).training == whole.training
+    assert config.parse(json.loads(parts.training)).channels == whole.channels == 3
+    assert config.parse(json.loads(parts.search)).search == whole.search
+    assert config.parse(json.loads(parts.whole)) == whole
+
+
+def test_what_a_stage_does_not_depend_on_leaves_its_cache_key_alone():
+    before, after = configured(), configured(overrides=["evaluate.bootstrap=500"])
+    assert before.whole != after.whole
+    assert (before.ingest, before.training, before.search) == (after.ingest, after.training, after.search)
+
+
+def test_other_classes_pass_through_every_part():
+    parts = configured("classes: [covid, normal]\nevaluate: {positive: covid}\n")
+    assert all(config.parse(json.loads(part)).classes == ("covid", "normal") for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"search_steps": "0"}, "search.steps"),
+        ({"search_steps": "many"}, "search.steps"),
+        ({"profile": "papr"}, "profile 'papr'"),
+        ({"overrides": ["search.step=3"]}, "did you mean search.steps"),
+        ({"baselines": ["resnet"]}, "baselines"),
+        ({"variants": ["M"]}, "search.variants"),
+        ({"data_source": "dicom"}, "set data.root"),
+    ],
+)
+def test_a_wrong_parameter_is_named(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        configured(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"overrides": ["baselines=[mc3_18, resnet3d101]"]}, "not by `overrides`"),
+        ({"overrides": ["search.variants=[L]"]}, "not by `overrides`"),
+        ({"baselines": []}, "at least one"),
+        ({"variants": []}, "at least one"),
+    ],
+)
+def test_branches_that_the_graph_could_not_follow_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        configured(**arguments)
+
+
+def artifact(kind, path, **metadata):
+    return kind(name=path.name, uri=str(path), metadata=metadata)
+
+
+@pytest.fixture
+def audited(tmp_path):
+    """Run the audit on a packed dataset of the given (patient, split) rows."""
+    import numpy as np
+
+    from covidnet.data import packed
+
+    def run(*rows):
+        folder = tmp_path / "dataset"
+        folder.mkdir()
+        np.save(folder / "scans.npy", np.zeros((len(rows), 8, 16, 16), np.uint8))
+        packed.write_manifest(
+            folder / "manifest.csv",
+            [
+                packed.Row(f"s{i}", patient, "NCP", split, "phantom", f"sha{i}", "1;1;1", 8, "")
+                for i, (patient, split) in enumerate(rows)
+            ],
+        )
+        metrics, findings = dsl.Metrics(), artifact(dsl.Markdown, tmp_path / "findings")
+        try:
+            audit.audit.python_func(artifact(dsl.Dataset, folder), metrics, findings)
+        finally:
+            run.findings = (tmp_path / "findings").read_text()
+        return metrics.metadata
+
+    return run
+
+
+def test_a_clean_dataset_passes_the_audit(audited):
+    metrics = audited(("a", "train"), ("a", "train"), ("b", "validation"), ("c", "test"))
+    assert metrics["patients_train"] == 1
+    assert metrics["scans_train"] == 2
+    assert "No leak found." in audited.findings
+
+
+def test_a_leak_ends_the_run_and_is_told_in_the_ui(audited):
+    with pytest.raises(ValueError, match="1 patient"):
+        audited(("a", "train"), ("b", "train"), ("a", "test"), ("c", "test"))
+    assert "**leak**" in audited.findings
+    assert "both in train and in test" in audited.findings
+
+
+@pytest.fixture
+def gated(tmp_path):
+    """The gate's verdict and reason for given figures."""
+
+    def artifact_of(kind, name, tree, file="metrics.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps(tree))
+        return artifact(kind, tmp_path / name)
+
+    def run(test, winner, baselines, **conditions):
+        metrics = {"covidnet3d-s": test, "mc3_18": dict.fromkeys(test, 0.99)}
+        results = {"winner": {"name": "covidnet3d-s"}, "metrics": metrics, "calibration": {"ece_after": 0.04}}
+        passed = gate.gate.python_func(
+            evaluation=artifact_of(dsl.Artifact, "evaluation", results, "results.json"),
+            winner=artifact_of(dsl.Model, "winner", {"validation_accuracy": winner}),
+            baselines=[
+                artifact_of(dsl.Model, f"baseline-{i}", {"validation_accuracy": accuracy})
+                for i, accuracy in enumerate(baselines)
+            ],
+            reason=artifact(dsl.Markdown, tmp_path / "reason"),
+            **conditions,
+        )
+        return passed, (tmp_path / "reason").read_text()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("conditions", "passed", "line"),
+    [
+        ({"margin": 0.02}, True, "- met: validation accuracy +0.020 beside the best baseline (at least +0.020)"),
+        ({"margin": 0.03}, False, "- **not met**: validation accuracy +0.020"),
+        ({"at_least": {"accuracy": 0.85}}, True, "- met: accuracy 0.85 on the test split (at least 0.85)"),
+        ({"at_least": {"accuracy": 0.86, "kappa": 0.1}}, False, "- **not met**: accuracy 0.85"),
+        ({"at_most": {"ece_after": 0.05}}, True, "- met: ece_after 0.04 on the test split (at most 0.05)"),
+        ({"at_most": {"brier": 0.2}}, True, "- met: brier 0.2 on the test split (at most 0.2)"),
+        ({"at_most": {"brier": 0.1}}, False, "- **not met**: brier 0.2"),
+        ({"at_least": {"roc_auc": 0.5}}, False, "- **not met**: roc_auc None"),
+        ({"at_most": {"no_such_figure": 0.5}}, False, "- **not met**: no_such_figure None"),
+    ],
+)
+def test_the_gate_says_which_condition_is_met(gated, conditions, passed, line):
+    test = {"accuracy": 0.85, "kappa": 0.7, "brier": 0.2, "roc_auc": None}
+    verdict, reason = gated(test, 0.875, [0.7, 0.855], **{"at_least": {}, "at_most": {}, "margin": -1.0, **conditions})
+    assert verdict is passed
+    assert line in reason
+    assert reason.startswith("Gate passed" if passed else "Gate not passed")
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "expected"),
+    [("SUCCEEDED", None, "Run SUCCEEDED. Whether"), ("FAILED", "search failed.", "Run FAILED. search failed. The log")],
+)
+def test_the_last_task_says_how_the_run_ended(tmp_path, state, message, expected):
+    status = dsl.PipelineTaskFinalStatus(state, "run", "stages", error_code=None, error_message=message)
+    report.report.python_func(status, artifact(dsl.Markdown, tmp_path / "summary"))
+    assert (tmp_path / "summary").read_text().startswith(expected)
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """Artifacts as a run leaves them: every folder has the same name, only metadata tells them apart."""
+
+    def made(kind, place):
+        folder = tmp_path / "artifacts" / place.replace("/", "-") / "model"
+        folder.mkdir(parents=True)
+        (folder / "name.txt").write_text(place)
+        return artifact(kind, folder, folder=place)
+
+    return {
+        "baselines": [made(dsl.Model, "baseline/mc3_18"), made(dsl.Model, "baseline/resnet3d101")],
+        "genotypes": [made(dsl.Artifact, "search/S")],
+        "retrained": [made(dsl.Model, "retrain/S")],
+    }
+
+
+def test_evaluate_sees_candidates_as_under_results_and_hands_on_the_winner(tmp_path, monkeypatch, candidates):
+    seen = {}
+
+    def stage(settings, dataset, paths, out):
+        seen["names"] = [f"{path.parent.name}/{path.name}" for path in paths]
+        seen["contents"] = [(path / "name.txt").read_text() for path in paths]
+        seen["search"] = (paths[0].parent.parent / "search" / "S" / "name.txt").read_text()
+        (out / "plots").mkdir(parents=True)
+        (out / "results.json").write_text(json.dumps({"winner": {"folder": "baseline/mc3_18"}}))
+        (out / "plots" / "confusion.csv").write_text("actual,predicted\nNCP,NCP\nNCP,CP\nCP,CP\nNormal,NCP\n")
+        (out / "report.html").write_text("<h1>report</h1>")
+        return {"accuracy": 0.5, "winner": "mc3_18", "kappa": None}
+
+    monkeypatch.setattr("covidnet.stages.evaluate", stage)
+    outputs = {
+        "evaluation": artifact(dsl.Artifact, tmp_path / "evaluation"),
+        "winner": artifact(dsl.Model, tmp_path / "winner"),
+        "metrics": artifact(dsl.Metrics, tmp_path / "metrics"),
+        "confusion": artifact(dsl.ClassificationMetrics, tmp_path / "confusion"),
+        "report": artifact(dsl.HTML, tmp_path / "report"),
+    }
+    dataset = artifact(dsl.Dataset, tmp_path / "dataset")
+    evaluate.evaluate.python_func(params="{}", dataset=dataset, **candidates, **outputs)
+
+    assert seen["names"] == seen["contents"] == ["retrain/S", "baseline/mc3_18", "baseline/resnet3d101"]
+    assert seen["search"] == "search/S"
+    assert (tmp_path / "winner" / "name.txt").read_text() == "baseline/mc3_18"
+    assert outputs["metrics"].metadata == {"accuracy": 0.5}
+    matrix = outputs["confusion"].metadata["confusionMatrix"]
+    assert [spec["displayName"] for spec in matrix["annotationSpecs"]] == ["NCP", "CP", "Normal"]
+    assert [row["row"] for row in matrix["rows"]] == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert (tmp_path / "report").read_text() == "<h1>report</h1>"
+
+
+def test_export_gets_the_winner_under_its_own_name(tmp_path, monkeypatch, candidates):
+    def stage(settings, dataset, evaluated, paths, out):
+        assert [(f"{path.parent.name}/{path.name}", (path / "name.txt").read_text()) for path in paths] == [
+            ("retrain/S", "retrain/S")
+        ]
+        (out / "bundle").mkdir(parents=True)
+        (out / "bundle" / "MODEL_CARD.md").write_text("# Card\n")
+        return {"onnx_max_difference": 1e-6}
+
+    monkeypatch.setattr("covidnet.stages.export", stage)
+    bundle, metrics = artifact(dsl.Model, tmp_path / "bundle"), artifact(dsl.Metrics, tmp_path / "metrics")
+    export.export.python_func(
+        params="{}",
+        dataset=artifact(dsl.Dataset, tmp_path / "dataset"),
+        evaluation=artifact(dsl.Artifact, tmp_path / "evaluation", winner="retrain/S"),
+        winner=candidates["retrained"][0],
+        bundle=bundle,
+        metrics=metrics,
+        model_card=artifact(dsl.Markdown, tmp_path / "card"),
+    )
+    assert metrics.metadata == {"onnx_max_difference": 1e-6}
+    assert (tmp_path / "card").read_text() == "# Card\n"

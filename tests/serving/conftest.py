@@ -1,0 +1,144 @@
+"""A real bundle of a tiny network, and the real server on it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import nibabel
+import numpy as np
+import pytest
+
+from covidnet.data.preprocess import Spec
+from covidnet.data.scan import Scan
+from covidnet.data.sources import phantom
+from covidnet.export import bundle as bundles
+from covidnet.export import onnx
+
+LABELS = ("NCP", "CP", "Normal")
+SIZE = (16, 64, 64)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[bytes]
+    http: str
+    grpc: str
+    log: Path
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle as `covidnet export` writes it, of a network with two convolutions."""
+    import torch
+    from safetensors.torch import save_file
+    from torch import nn
+
+    from covidnet.models.blocks import Classifier
+
+    torch.manual_seed(0)
+    features = nn.Sequential(
+        nn.Conv3d(1, 8, 3, stride=2), nn.ReLU6(), nn.Conv3d(8, 16, 3, stride=(2, 4, 4)), nn.ReLU6()
+    )
+    model = Classifier(features, nn.Linear(16, len(LABELS))).eval()
+    with torch.no_grad():
+        model.head.weight *= 20  # so that different scans get different answers
+    work = tmp_path_factory.mktemp("bundle")
+    genotype = {"name": "tiny", "classes": list(LABELS), "channels": 1, "size": list(SIZE)}
+    preprocess = Spec(size=SIZE).to_dict()
+    metadata = bundles.metadata(LABELS, preprocess, genotype, 1.5)
+    onnx.export(model, work / "model.onnx", size=SIZE, channels=1, temperature=1.5, metadata=metadata)
+    save_file(model.state_dict(), work / "weights.safetensors")
+    bundles.write(
+        work / "bundle",
+        model=work / "model.onnx",
+        weights=work / "weights.safetensors",
+        genotype=genotype,
+        preprocess=preprocess,
+        labels=LABELS,
+        calibration=bundles.Calibration(temperature=1.5, energy_threshold=-100.0, false_alarm_rate=0.05),
+        card="# Tiny\n",
+    )
+    return work / "bundle"
+
+
+@pytest.fixture(scope="session")
+def start(
+    bundle_dir: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Server]]:
+    """Starts servers, and ends those that a test left running."""
+    started: list[Server] = []
+
+    def start_one() -> Server:
+        http_port, grpc_port = _free_port(), _free_port()
+        log = tmp_path_factory.mktemp("server") / "log.txt"
+        arguments = ["--bundle", bundle_dir, "--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "serving", *arguments],
+                cwd=repository,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=stream,
+                stderr=stream,
+            )
+        server = Server(process, f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", log)
+        started.append(server)
+        _wait_until_ready(server)
+        return server
+
+    yield start_one
+    for server in started:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start: Callable[[], Server]) -> Server:
+    """The server that the tests share."""
+    return start()
+
+
+@pytest.fixture(scope="session")
+def scan() -> Scan:
+    """A synthetic chest CT."""
+    return phantom.generate("NCP", seed=1, index=1, detail=(24, 64, 64)).scan
+
+
+@pytest.fixture(scope="session")
+def nifti(scan: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same scan as a file: NIfTI's axes point right, anterior and superior, the project's the other way."""
+    z, y, x = scan.spacing_mm
+    image = nibabel.Nifti1Image(scan.voxels.transpose(2, 1, 0).astype(np.int16), np.diag([-x, -y, -z, 1.0]))
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    nibabel.save(image, path)
+    return path
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(server: Server) -> None:
+    for _ in range(600):
+        if server.process.poll() is not None:
+            pytest.fail(f"the server ended with {server.process.returncode}:\n{server.log.read_text()}")
+        try:
+            if httpx.get(f"{server.http}/v2/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    pytest.fail(f"the server isn't ready after a minute:\n{server.log.read_text()}")

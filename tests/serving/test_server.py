@@ -1,0 +1,429 @@
+"""The real server, in a process of its own, and real clients."""
+
+import asyncio
+import base64
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, InferResponse, RESTConfig
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from kserve.protocol.infer_type import RequestedOutput
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from covidnet.data.preprocess import Spec, prepare
+from covidnet.data.scan import Scan
+from covidnet.inference.predict import predict
+
+if TYPE_CHECKING:
+    from conftest import Server
+
+CLASSES = ["NCP", "CP", "Normal"]
+SECRET = "Doe^Jane"
+
+
+def by_rest(server: "Server", inputs: list[InferInput], outputs: list[str] | None = None) -> InferResponse:
+    async def infer() -> InferResponse:
+        async with InferenceRESTClient(RESTConfig(protocol="v2", timeout=60)) as client:
+            return await client.infer(server.http, request_of(inputs, outputs), model_name="covidnet")
+
+    return asyncio.run(infer())
+
+
+def by_grpc(server: "Server", inputs: list[InferInput], outputs: list[str] | None = None) -> InferResponse:
+    async def infer() -> InferResponse:
+        async with InferenceGRPCClient(server.grpc, timeout=60) as client:
+            return await client.infer(request_of(inputs, outputs))
+
+    return asyncio.run(infer())
+
+
+def request_of(inputs: list[InferInput], outputs: list[str] | None) -> InferRequest:
+    wanted = [RequestedOutput(name) for name in outputs] if outputs else None
+    return InferRequest("covidnet", inputs, request_id="7", request_outputs=wanted)
+
+
+def tensor(name: str, array: np.ndarray, datatype: str) -> InferInput:
+    made = InferInput(name, list(array.shape), datatype)
+    made.set_data_from_numpy(array)
+    return made
+
+
+def file_tensor(path: Path) -> InferInput:
+    return tensor("file", np.array([path.read_bytes()], np.object_), "BYTES")
+
+
+def probabilities(response: InferResponse) -> list[float]:
+    return response.get_output_by_name("probabilities").as_numpy()[0].tolist()
+
+
+@pytest.fixture(scope="module")
+def expected(nifti: Path, bundle_dir: Path) -> list[float]:
+    """What `covidnet predict` says."""
+    (result,) = predict([nifti], bundle_dir)
+    return [result["probabilities"][name] for name in CLASSES]
+
+
+@pytest.fixture(scope="module")
+def volume(scan: Scan) -> np.ndarray:
+    return prepare(scan, Spec((16, 64, 64))).volume[None]  # (1, D, H, W)
+
+
+def test_every_way_in_gives_the_answer_of_covidnet_predict(
+    server: "Server", nifti: Path, scan: Scan, volume: np.ndarray, expected: list[float]
+) -> None:
+    content = nifti.read_bytes()
+    text = base64.b64encode(content).decode()
+    spacing = np.array(scan.spacing_mm, np.float32)
+    hu = [tensor("scan_hu", scan.voxels, "INT16"), tensor("spacing_mm", spacing, "FP32")]
+    instances: list[dict[str, Any]] = [
+        {"file": {"b64": text}},
+        {"volume": volume[0].tolist()},
+        {"scan_hu": scan.voxels.tolist(), "spacing_mm": spacing.tolist()},
+    ]
+    v1 = httpx.post(f"{server.http}/v1/models/covidnet:predict", json={"instances": instances}, timeout=60).json()
+    json_file = {"inputs": [{"name": "file", "shape": [1], "datatype": "BYTES", "data": [text]}]}
+    v2 = httpx.post(f"{server.http}/v2/models/covidnet/infer", json=json_file, timeout=60).json()
+    raw = httpx.post(f"{server.http}/v1/scans", content=content, timeout=60).json()
+    form = httpx.post(f"{server.http}/v1/scans", files={"file": (f"{SECRET}.exe", content)}, timeout=60).json()
+    answers = {
+        "V1 file": [v1["predictions"][0]["probabilities"][name] for name in CLASSES],
+        "V1 volume": [v1["predictions"][1]["probabilities"][name] for name in CLASSES],
+        "V1 scan_hu": [v1["predictions"][2]["probabilities"][name] for name in CLASSES],
+        "V2 JSON file": v2["outputs"][0]["data"],
+        "upload": [raw["probabilities"][name] for name in CLASSES],
+        "form": [form["probabilities"][name] for name in CLASSES],
+    }
+    for name, inputs in {"file": [file_tensor(nifti)], "scan_hu": hu}.items():
+        answers[f"V2 {name}"] = probabilities(by_rest(server, inputs))
+        answers[f"gRPC {name}"] = probabilities(by_grpc(server, inputs))
+    answers["V2 volume"] = probabilities(by_rest(server, [tensor("volume", volume, "UINT8")]))
+    answers["gRPC volume"] = probabilities(by_grpc(server, [tensor("volume", volume, "UINT8")]))
+    for way, found in answers.items():
+        assert found == pytest.approx(expected, abs=1e-6), way
+
+
+TRITON = """
+import sys
+import numpy as np
+
+volume = np.load(sys.argv[1])
+for protocol, url in zip(("http", "grpc"), sys.argv[2:]):
+    triton = __import__(f"tritonclient.{protocol}", fromlist=[protocol])
+    client = triton.InferenceServerClient(url)
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("covidnet")
+    tensor = triton.InferInput("volume", list(volume.shape), "UINT8")
+    tensor.set_data_from_numpy(volume)
+    outputs = [triton.InferRequestedOutput("probabilities"), triton.InferRequestedOutput("label")]
+    result = client.infer("covidnet", [tensor], outputs=outputs)
+    print(result.as_numpy("label").item().decode(), *result.as_numpy("probabilities")[0])
+"""
+
+
+def test_tritonclient_works_unmodified(
+    server: "Server", volume: np.ndarray, expected: list[float], tmp_path: Path
+) -> None:
+    if find_spec("tritonclient") is None:
+        pytest.skip("tritonclient is not installed")
+    np.save(tmp_path / "volume.npy", volume)
+    # in a process of its own: its protocol buffers and KServe's have the same names
+    command = [sys.executable, "-c", TRITON, tmp_path / "volume.npy", server.http.removeprefix("http://"), server.grpc]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        label, *found = line.split()
+        assert label == CLASSES[int(np.argmax(expected))]
+        assert [float(p) for p in found] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_batch_is_answered_in_order_and_as_one_by_one(server: "Server", volume: np.ndarray) -> None:
+    batch = np.concatenate([volume, 255 - volume, volume // 2] * 4)  # 12, more than one run of the network
+    together = by_grpc(server, [tensor("volume", batch, "UINT8")]).get_output_by_name("probabilities").as_numpy()
+    assert together.shape == (12, 3)
+    alone = [probabilities(by_grpc(server, [tensor("volume", one[None], "UINT8")])) for one in batch[:3]]
+    assert together.tolist() == [pytest.approx(row, abs=1e-6) for row in alone * 4]
+    assert not np.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_explain_and_the_cam_output_are_the_same_maps(server: "Server", volume: np.ndarray) -> None:
+    body = {"instances": [{"volume": volume[0].tolist()}]}
+    v1 = httpx.post(f"{server.http}/v1/models/covidnet:explain", json=body).json()["predictions"][0]["cam"]
+    response = by_grpc(server, [tensor("volume", volume, "UINT8")], ["cam"])
+    assert [output.name for output in response.outputs] == ["cam"]
+    cam = response.get_output_by_name("cam").as_numpy()
+    assert np.array([v1[name] for name in CLASSES])[None] == pytest.approx(cam, abs=1e-6)
+
+
+def test_an_answer_names_the_model_version_and_flags_and_times(server: "Server", nifti: Path, bundle_dir: Path) -> None:
+    (expected,) = predict([nifti], bundle_dir)
+    answer = httpx.post(f"{server.http}/v1/scans", content=nifti.read_bytes(), timeout=60).json()
+    assert answer["model_version"] == expected["bundle"]
+    assert answer["label"] == expected["label"]
+    assert answer["flags"] == expected["flags"]
+    assert "out-of-distribution" in answer["flags"]  # the fixture's threshold is below any energy
+    assert answer["energy"] == pytest.approx(expected["energy"], abs=1e-5)
+    assert set(answer["seconds"]) == set(expected["seconds"])
+    response = by_rest(server, [file_tensor(nifti)])
+    assert response.id == "7"
+    assert json.loads(response.parameters["classes"]) == CLASSES
+
+
+def test_the_overlay_comes_alone_or_within_the_json(server: "Server", nifti: Path) -> None:
+    content = nifti.read_bytes()
+    picture = httpx.post(f"{server.http}/v1/scans", content=content, headers={"accept": "image/png"}, timeout=60)
+    assert picture.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(picture.content)).width > 400
+    answer = httpx.post(f"{server.http}/v1/scans?overlay=true", content=content, timeout=60).json()
+    assert base64.b64decode(answer["overlay"].removeprefix("data:image/png;base64,")) == picture.content
+
+
+def test_a_synthetic_scan_of_each_class_is_answered(server: "Server") -> None:
+    for label in CLASSES:
+        answer = httpx.post(f"{server.http}/v1/phantoms/{label}", timeout=60)
+        assert sum(answer.json()["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert httpx.post(f"{server.http}/v1/phantoms/{SECRET}").status_code == 400
+
+
+@pytest.mark.slow
+def test_a_real_dicom_series_is_answered_as_by_covidnet_predict(
+    server: "Server", real_scans: Path, bundle_dir: Path
+) -> None:
+    folder = real_scans / "tcia-lung-pet-ct-dx-A0002"
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder))
+    (expected,) = predict([folder], bundle_dir)
+    answer = httpx.post(f"{server.http}/v1/scans", content=stream.getvalue(), timeout=120).json()
+    assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+    assert answer["flags"] == expected["flags"]
+
+
+def test_metadata_names_the_tensors_and_their_shapes(server: "Server") -> None:
+    metadata = httpx.get(f"{server.http}/v2/models/covidnet").json()
+    shapes = {item["name"]: item["shape"] for item in metadata["inputs"] + metadata["outputs"]}
+    assert shapes["volume"] == [-1, 16, 64, 64]
+    assert shapes["probabilities"] == [-1, 3]
+    assert httpx.get(f"{server.http}/v2/health/live").json() == {"live": True}
+    assert httpx.get(f"{server.http}/v1/models").json() == {"models": ["covidnet"]}
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        assert stub.ServerReady(pb.ServerReadyRequest()).ready
+        over_grpc = stub.ModelMetadata(pb.ModelMetadataRequest(name="covidnet"))
+    assert {item.name: list(item.shape) for item in [*over_grpc.inputs, *over_grpc.outputs]} == shapes
+
+
+def bad_posts() -> dict[str, tuple[str, dict[str, Any]]]:
+    v1, v2, upload = "/v1/models/covidnet:predict", "/v2/models/covidnet/infer", "/v1/scans"
+    image = {"name": SECRET, "shape": [1], "datatype": SECRET, "data": [SECRET]}
+    return {
+        "V1 text": (v1, {"content": SECRET}),
+        "V1 empty": (v1, {"content": b""}),
+        "V1 list": (v1, {"json": [SECRET]}),
+        "V1 unknown key": (v1, {"json": {"instances": [{SECRET: 1}]}}),
+        "V1 no instances": (v1, {"json": {"inputs": [SECRET]}}),
+        "V1 binary": (v1, {"content": b"\xff\xfe" + SECRET.encode(), "headers": {"content-type": "text/plain"}}),
+        "V1 cloud event": (v1, {"content": SECRET, "headers": {"ce-id": SECRET, "ce-specversion": "9"}}),
+        "V1 compressed": (v1, {"content": SECRET, "headers": {"content-encoding": "gzip"}}),
+        "V1 not a scan": (v1, {"json": {"instances": [{"file": {"b64": base64.b64encode(SECRET.encode()).decode()}}]}}),
+        "V1 deep": (v1, {"content": b"[" * 100_000}),
+        "V2 no inputs": (v2, {"json": {"id": SECRET}}),
+        "V2 inputs of another kind": (v2, {"json": {"inputs": SECRET}}),
+        "V2 unknown tensor": (v2, {"json": {"inputs": [image]}}),
+        "V2 shape": (v2, {"json": {"inputs": [{**image, "name": "volume", "datatype": "UINT8", "shape": [9, 9]}]}}),
+        "V2 json length": (v2, {"content": SECRET, "headers": {"inference-header-content-length": "99999"}}),
+        "upload empty": (upload, {"content": b""}),
+        "upload text": (upload, {"content": SECRET * 1000}),
+        "upload cut zip": (upload, {"content": b"PK\x03\x04" + SECRET.encode()}),
+        "upload cut gzip": (upload, {"content": b"\x1f\x8b\x08" + SECRET.encode()}),
+        "upload dicom": (upload, {"content": bytes(128) + b"DICM" + SECRET.encode() * 99}),
+        "form without boundary": (upload, {"content": SECRET, "headers": {"content-type": "multipart/form-data"}}),
+        "form of two": (upload, {"files": [("a", SECRET.encode()), ("b", SECRET.encode())]}),
+        "no form": (upload, {"content": SECRET, "headers": {"content-type": "multipart/form-data; boundary=x"}}),
+        "another model": (f"/v1/models/{SECRET}:predict", {"json": {}}),
+        "another model in V2": (f"/v2/models/{SECRET}/infer", {"json": {}}),
+        "unload": ("/v2/repository/models/covidnet/unload", {}),
+        "no route": (f"/{SECRET}", {"content": SECRET}),
+    }
+
+
+@pytest.mark.parametrize(("path", "body"), bad_posts().values(), ids=bad_posts())
+def test_bad_http_requests_get_a_4xx_that_says_why_and_quotes_nothing(
+    server: "Server", path: str, body: dict[str, Any]
+) -> None:
+    response = httpx.post(server.http + path, timeout=60, **body)
+    assert 400 <= response.status_code < 500
+    assert len(response.json()["error"]) > 5
+    assert SECRET not in response.text + str(response.headers)
+    assert SECRET not in server.log.read_text()
+
+
+def grpc_input(**changes: Any) -> pb.ModelInferRequest:
+    one = {"name": "volume", "datatype": "UINT8", "shape": [1, 16, 64, 64], **changes}
+    return pb.ModelInferRequest(
+        model_name="covidnet",
+        inputs=[pb.ModelInferRequest.InferInputTensor(**one)],
+        raw_input_contents=[bytes(16 * 64 * 64)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (pb.ModelInferRequest(model_name="covidnet"), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.ModelInferRequest(model_name=SECRET), grpc.StatusCode.NOT_FOUND),
+        (grpc_input(name=SECRET), grpc.StatusCode.INVALID_ARGUMENT),
+        (grpc_input(datatype=SECRET), grpc.StatusCode.INVALID_ARGUMENT),
+        (grpc_input(shape=[-1]), grpc.StatusCode.INVALID_ARGUMENT),
+        (grpc_input(shape=[1, 16, 64, 65]), grpc.StatusCode.INVALID_ARGUMENT),
+        (grpc_input(name="file", datatype="BYTES", shape=[1]), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            grpc_input(contents=pb.InferTensorContents(bytes_contents=[SECRET.encode()])),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+    ],
+)
+def test_bad_grpc_requests_get_a_status_that_says_why_and_quotes_nothing(
+    server: "Server", request_: pb.ModelInferRequest, status: grpc.StatusCode
+) -> None:
+    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
+        GRPCInferenceServiceStub(channel).ModelInfer(request_, timeout=60)
+    assert refused.value.code() == status
+    assert len(refused.value.details()) > 5
+    assert SECRET not in refused.value.details()
+    assert SECRET not in server.log.read_text()
+
+
+def test_a_caller_cant_unload_the_model(server: "Server") -> None:
+    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
+        GRPCInferenceServiceStub(channel).RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="covidnet"))
+    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert httpx.get(f"{server.http}/v2/models/covidnet/ready").status_code == 200
+
+
+def test_grpc_takes_messages_beyond_its_usual_limits(server: "Server", scan: Scan) -> None:
+    large = np.kron(scan.voxels, np.ones((2, 6, 6), np.int16))  # 14 MB and more
+    assert large.nbytes > 8 * 2**20
+    inputs = [tensor("scan_hu", large, "INT16"), tensor("spacing_mm", np.array([2, 1, 1], np.float32), "FP32")]
+    assert sum(probabilities(by_grpc(server, inputs))) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_body_announced_above_the_limit_is_refused_before_it_is_sent(server: "Server") -> None:
+    for path in ("/v1/scans", "/v1/models/covidnet:predict", "/v2/models/covidnet/infer"):
+        with begin(server, path, content_length=2**40) as connection:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_full_queue_answers_429_and_serves_again(server: "Server", nifti: Path) -> None:
+    held = [begin(server, "/v1/scans", content_length=1000) for _ in range(32)]
+    try:
+        wait_until(lambda: metric(server, "covidnet_requests_in_flight") >= 32)
+        refused = httpx.post(f"{server.http}/v1/scans", content=nifti.read_bytes())
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 0
+        with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as over_grpc:
+            GRPCInferenceServiceStub(channel).ModelInfer(grpc_input())
+        assert over_grpc.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert httpx.get(f"{server.http}/v2/health/live").status_code == 200
+    finally:
+        for connection in held:
+            connection.close()
+    wait_until(lambda: metric(server, "covidnet_requests_in_flight") == 0)
+    assert httpx.post(f"{server.http}/v1/scans", content=nifti.read_bytes(), timeout=60).status_code == 200
+
+
+def test_sigterm_finishes_what_is_in_flight_and_refuses_new_work(start: Callable[[], "Server"], nifti: Path) -> None:
+    server = start()
+    content = nifti.read_bytes()
+    with begin(server, "/v1/scans", content_length=len(content)) as connection:
+        connection.sendall(content[:1000])
+        wait_until(lambda: metric(server, "covidnet_requests_in_flight") == 1)
+        server.process.terminate()
+        wait_until(lambda: httpx.get(f"{server.http}/v2/health/ready").status_code == 503)
+        assert httpx.get(f"{server.http}/v2/health/live").status_code == 200
+        refused = httpx.post(f"{server.http}/v1/scans", content=content)
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        connection.sendall(content[1000:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"probabilities"' in answer
+    assert server.process.wait(30) == 0
+
+
+def test_metrics_count_outcomes_predictions_and_name_the_bundle(server: "Server", nifti: Path) -> None:
+    ok = {"route": "scans", "outcome": "ok"}
+    before = metric(server, "covidnet_requests_total", **ok)
+    label = httpx.post(f"{server.http}/v1/scans", content=nifti.read_bytes(), timeout=60).json()["label"]
+    predictions = metric(server, "covidnet_predictions_total", label=label)
+    answer = httpx.post(f"{server.http}/v1/scans", content=nifti.read_bytes(), timeout=60).json()
+    assert metric(server, "covidnet_requests_total", **ok) == before + 2
+    assert metric(server, "covidnet_predictions_total", label=label) == predictions + 1
+    assert metric(server, "covidnet_bundle_info", version=answer["model_version"]) == 1
+    for phase in ("decode", "preprocess", "queue", "inference"):
+        assert metric(server, "covidnet_phase_seconds_count", phase=phase) > 0
+
+
+def test_the_serving_process_has_no_torch(server: "Server", repository: Path) -> None:
+    code = "import sys, serving.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == 0
+    maps = Path(f"/proc/{server.process.pid}/maps")
+    if maps.exists():  # after all the requests above
+        assert "libtorch" not in maps.read_text()
+
+
+def test_two_servers_cant_share_a_port(server: "Server", bundle_dir: Path, repository: Path) -> None:
+    http_port, grpc_port = server.http.rpartition(":")[2], server.grpc.rpartition(":")[2]
+    for ports in (["--http-port", http_port], ["--http-port", "0", "--grpc-port", grpc_port]):
+        command = [sys.executable, "-m", "serving", "--bundle", str(bundle_dir), *ports]
+        ended = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 2
+        assert "Traceback" not in ended.stderr
+
+
+def test_the_page_may_run_nothing_but_itself_and_asks_no_other_host(server: "Server") -> None:
+    page = httpx.get(f"{server.http}/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"""(src|href|action)\s*=\s*["']?(https?:)?//|url\(|@import""", page.text)
+    assert "Research use only" in page.text
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def begin(server: "Server", path: str, content_length: int) -> socket.socket:
+    """A connection on which a request has begun and no body was sent."""
+    host, port = server.http.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {content_length}\r\n\r\n".encode())
+    return connection
+
+
+def metric(server: "Server", name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(httpx.get(f"{server.http}/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if true():
+            return
+        time.sleep(0.05)
+    pytest.fail("it didn't become true within 10 s")
