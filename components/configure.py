@@ -1,6 +1,6 @@
 """Component `configure`: the run's parameters, checked before anything costly starts."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
@@ -77,8 +77,8 @@ def configure(
         raise ValueError("expected at least one of `baselines` and one of `variants`: evaluate compares the two kinds")
 
     # evaluate.positive goes with the classes: a part is checked as a configuration of its own
-    common = {"seed": True, "classes": True, "channels": True, "evaluate": {"positive"}}
-    sections = {
+    common: dict[str, Any] = {"seed": True, "classes": True, "channels": True, "evaluate": {"positive"}}
+    sections: dict[str, Any] = {
         "ingest": {**common, "data": True},
         "training": {**common, "training": True, "augment": True},
         "search": {**common, "search": True, "augment": True},

@@ -30,7 +30,7 @@ def gate(
     from pathlib import Path
 
     def validation_accuracy(model: dsl.Model) -> float:
-        return json.loads((Path(model.path) / "metrics.json").read_text())["validation_accuracy"]
+        return float(json.loads((Path(model.path) / "metrics.json").read_text())["validation_accuracy"])
 
     results = json.loads((Path(evaluation.path) / "results.json").read_text())
     test = {**results["metrics"][results["winner"]["name"]], **results["calibration"]}

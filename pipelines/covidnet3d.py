@@ -89,7 +89,6 @@ def stages(cluster: Cluster) -> BaseComponent:
 
 def build(cluster: Cluster) -> BaseComponent:
     """The pipeline for a cluster; call it with arguments to run it locally, or hand it to `kfp.compiler`."""
-
     inner = stages(cluster)
 
     @dsl.pipeline(name="covidnet3d", display_name="CovidNet3D")

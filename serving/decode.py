@@ -5,6 +5,7 @@ that the file can't be read; everything of the patient that the process held end
 """
 
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -128,6 +129,9 @@ def _decode(sender: Connection, path: Path, spec: Spec, draw: bool) -> None:
     """Body of the decoding process: sends a `Decoded`, or the reason why there is none."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # decoders print what they find odd in a header, which would end up in the server's log
+        os.dup2(nowhere, stream)
     tempfile.tempdir = str(path.parent)  # what a killed process leaves there, the caller removes
     start = time.perf_counter()
     try:

@@ -2,6 +2,7 @@ import ast
 import builtins
 import json
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_stage_component_makes_one_call_into_the_stage_of_its_name(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
 def test_the_body_stands_alone_once_kfp_has_cut_it_out(module):
-    """KFP runs the function's source without its module: every name must come from the body, kfp or builtins."""
+    """KFP runs the function's source without its module, below `from kfp import dsl` and `from typing import *`."""
     function = tree_of(module).body[-1]
     stored = {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     imported = {
@@ -85,7 +86,7 @@ def test_the_body_stands_alone_once_kfp_has_cut_it_out(module):
     given = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
     local = {node.name for node in ast.walk(function) if isinstance(node, ast.FunctionDef)}
     loaded = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
-    assert loaded - stored - imported - given - local - set(dir(builtins)) <= {"dsl", "IMAGE", "NamedTuple"}
+    assert loaded - stored - imported - given - local - set(dir(builtins)) <= {"dsl", "IMAGE", *typing.__all__}
 
 
 KNOBS = {

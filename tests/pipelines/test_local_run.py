@@ -42,7 +42,7 @@ def test_a_failed_task_is_named_and_leaves_no_half_written_folder(repository, tm
     result = run(repository, out, "-S", "data.source=nifti", "-S", f"data.root={tmp_path / 'nowhere'}")
     assert result.returncode == 1
     assert "no such folder" in result.stdout
-    assert "Inner task failed: ingest" in result.stderr
+    assert "Inner task failed: 'ingest' inside 'stages'" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(out.iterdir()) == []
 

@@ -14,6 +14,7 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from covidnet.data.preprocess import Spec
 from covidnet.data.scan import Scan
@@ -37,6 +38,27 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
+
+    def begin(self, path: str, content_length: int) -> socket.socket:
+        """A connection on which a request has begun and no body was sent."""
+        host, port = self.http.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)), timeout=60)
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {content_length}\r\n\r\n"
+        connection.sendall(head.encode())
+        return connection
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that have these labels."""
+        families = text_string_to_metric_families(httpx.get(f"{self.http}/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def wait_until(self, true: Callable[[], bool]) -> None:
+        for _ in range(200):
+            if true():
+                return
+            time.sleep(0.05)
+        pytest.fail(f"it didn't become true within 10 s:\n{self.log.read_text()}")
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ class Habit:
 
 HABITS = {
     "NCP": Habit(0.9, (6, 13), (20.0, 42.0), 8.0, 1.8, (-650.0, -430.0), 0.25, 0.35, 0.03, 0.04),
-    "CP": Habit(0.15, (1, 4), (26.0, 52.0), 0.0, 0.5, (-420.0, -120.0), 0.85, 0.05, 0.3, 0.35),
+    "CP": Habit(0.15, (2, 4), (26.0, 52.0), 0.0, 0.5, (-420.0, -120.0), 0.85, 0.05, 0.3, 0.35),
 }
 
 
@@ -69,9 +69,9 @@ def add_pneumonia(label: str, grid: Grid, chest: Chest, difficulty: float, rng: 
     """Paint the pneumonia of ``label``; returns where it is, ``bool (D, H, W)``."""
     habit = _blend_habits(label, difficulty, rng)
     reach = float(np.exp(rng.normal(0.0, 0.1 + 0.15 * difficulty)))  # severity of this patient
-    contrast = (1.0 - 0.4 * difficulty) * float(np.exp(rng.normal(0.0, 0.05 + 0.15 * difficulty)).clip(0.5, 1.5))
-    contrast = min(contrast, 1.0)
-    shrink = (1.0 - 0.25 * difficulty) * reach
+    visibility = float(np.exp(rng.normal(0.0, 0.05 + 0.15 * difficulty)).clip(0.5, 1.5))
+    contrast = min((1.0 - 0.4 * difficulty) * visibility, 1.0)
+    shrink = (1.15 - 0.4 * difficulty) * reach
     count = max(1, round(int(rng.integers(habit.foci[0], habit.foci[1] + 1)) * (1.0 - 0.35 * difficulty) * reach))
     main = int(rng.choice((-1, 1)))
     sides = (-1, 1) if rng.random() < habit.bilateral else (main,)
