@@ -125,6 +125,12 @@ def test_every_ill_scan_has_lesions_and_they_are_denser_than_the_healthy_lung(la
         assert np.mean(ill.scan.voxels[ill.lesions] - healthy.scan.voxels[ill.lesions].astype(float)) > 20
 
 
+def test_the_smallest_grid_that_the_configuration_allows_still_holds_lesions() -> None:
+    for index in range(10):
+        assert made("NCP", index, 1.0, (8, 16, 16)).lesions.any()
+        assert made("CP", index, 1.0, (8, 16, 16)).lesions.any()
+
+
 def test_a_healthy_scan_has_no_lesions() -> None:
     assert not any(made("Normal", index, difficulty).lesions.any() for index in range(8) for difficulty in (0.0, 1.0))
 

@@ -37,6 +37,7 @@ class Chest:
         hu: ``float32 (D, H, W)``.
         depth_mm: distance to the lung's surface, positive inside a lung, ``float32 (D, H, W)``.
         lung: share of a voxel that is lung, ``float32 (D, H, W)``.
+        lung_hu: density of clear lung.
         fissure_mm: signed distance to the oblique fissure, positive in the lower lobe, ``float32 (D, H, W)``.
         back: 0 at the front of the lung, 1 at its back, ``float32 (D, H, W)``.
         bronchi: share of a voxel that is open bronchus, ``float32 (D, H, W)``.
@@ -47,6 +48,7 @@ class Chest:
     hu: np.ndarray
     depth_mm: np.ndarray
     lung: np.ndarray
+    lung_hu: float
     fissure_mm: np.ndarray
     back: np.ndarray
     bronchi: np.ndarray
@@ -80,7 +82,7 @@ def build(grid: Grid, body: Body, rng: np.random.Generator) -> Chest:
     hu += tissue
     bronchi = _vasculature(grid, hu, lung, body, rng)
     _great_vessels(grid, body, hu, lung)
-    return Chest(hu, depth_mm, lung, fissure_mm, back, bronchi, fine, texture)
+    return Chest(hu, depth_mm, lung, body.lung_hu, fissure_mm, back, bronchi, fine, texture)
 
 
 def _pleural_distance(grid: Grid, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

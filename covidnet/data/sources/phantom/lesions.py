@@ -241,5 +241,7 @@ def _lay(burden: Burden, box: Box | slice, opacity: np.ndarray, target_hu: float
 def _apply(chest: Chest, burden: Burden) -> np.ndarray:
     """Pull lung tissue towards the targets, never making anything darker; returns the opacity."""
     opacity: np.ndarray = burden.opacity * chest.lung
-    chest.hu += np.maximum(opacity * (burden.target_hu - chest.hu), 0.0)
+    # A voxel that is lung in part changes by its lung alone, whose density its own no longer shows.
+    tissue = np.where(chest.lung < 1.0, np.float32(chest.lung_hu), chest.hu)
+    chest.hu += np.maximum(opacity * (burden.target_hu - tissue), 0.0)
     return opacity
