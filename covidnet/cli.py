@@ -250,6 +250,27 @@ def predict(
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog=_example("covidnet serve --bundle results/export/bundle", "covidnet serve --bundle B --http-port 9000")
+)
+def serve(
+    bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="REST, upload route and page.")] = 8080,
+    grpc_port: Annotated[int, typer.Option(help="Open Inference Protocol over gRPC.")] = 8081,
+) -> None:
+    """Serve a bundle on this machine: page, REST and gRPC, model name `covidnet`."""
+    from covidnet.errors import UsageError
+
+    try:
+        from serving.__main__ import serve as run
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"covidnet serve needs {error.name}: run it in the repository after `pip install -e '.[serving]'`"
+        ) from None
+    run(bundle, host, http_port, grpc_port)
+
+
 @app.command(epilog=_example("covidnet doctor", "covidnet doctor --json"))
 def doctor(as_json: Json = False) -> None:
     """What is installed here, and what is missing for which verb."""

@@ -186,7 +186,7 @@ def _train(
             scan_ids=tuple(row.scan_id for row in rows),
             patients=tuple(row.patient_id for row in rows),
             labels=validation.labels.cpu().numpy(),
-            logits=loop.logits(model, validation),
+            logits=fitted.validation_logits,
             classes=config.classes,
         ).save(work / "validation.csv")
         metrics = {

@@ -4,7 +4,19 @@ import sys
 
 import pytest
 
-VERBS = ["inspect", "ingest", "audit", "models", "baseline", "search", "retrain", "evaluate", "export", "predict", "doctor"]
+VERBS = [
+    "inspect",
+    "ingest",
+    "audit",
+    "models",
+    "baseline",
+    "search",
+    "retrain",
+    "evaluate",
+    "export",
+    "predict",
+    "doctor",
+]
 
 
 def covidnet(*arguments, cwd=None):

@@ -268,9 +268,7 @@ def localise(maps: np.ndarray, winner: Candidate, packed: packed_data.Packed) ->
     )
 
 
-def draw_examples(
-    maps: np.ndarray, winner: Candidate, packed: packed_data.Packed, config: Config
-) -> list[Example]:
+def draw_examples(maps: np.ndarray, winner: Candidate, packed: packed_data.Packed, config: Config) -> list[Example]:
     """Overlays of the surest right and the surest wrong predictions, classes taking turns."""
     probabilities = winner.test.probabilities(winner.temperature)
     predicted, labels = winner.test.predicted, winner.test.labels

@@ -154,10 +154,7 @@ def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Sequentia
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck with a residual: 1x1x1 expand, depthwise k^3, 1x1x1 project (MobileNetV2, in 3D).
-
-    The last normalisation starts at zero, so that a block begins as identity; a deep stack learns from step one.
-    """
+    """Inverted bottleneck with a residual: 1x1x1 expand, depthwise k^3, 1x1x1 project (MobileNetV2, in 3D)."""
 
     def __init__(self, width: int, operation: Operation) -> None:
         super().__init__()
@@ -168,7 +165,6 @@ class MBConv(nn.Module):
         self.bn2 = nn.BatchNorm3d(hidden)
         self.project = nn.Conv3d(hidden, width, 1, bias=False)
         self.bn3 = nn.BatchNorm3d(width)
-        nn.init.zeros_(self.bn3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.relu6(self.bn1(self.expand(x)))  # (B, e*C, D, H, W)

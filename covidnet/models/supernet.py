@@ -107,6 +107,11 @@ class Supernet(nn.Module):
         self.last = conv_bn(width_in, space.last, 1)
         self.head = nn.Linear(space.last, classes)
         initialise(self)
+        for module in self.modules():
+            if isinstance(module, MBConv):
+                # every candidate starts as identity: with residuals of random size a sampled path is noise to the next,
+                # and the supernet stays at chance
+                nn.init.zeros_(module.bn3.weight)
 
     def forward(self, volume: Tensor, path: Sequence[int], gates: Tensor | None = None) -> Tensor:
         """Logits ``(B, K)`` of one path.

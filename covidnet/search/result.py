@@ -33,13 +33,18 @@ def within_budget(alpha: Tensor, costing: Costing) -> Path:
     return path
 
 
-def candidates(alpha: Tensor, costing: Costing, count: int) -> list[Path]:
-    """The argmax within budget and its most probable single-block neighbours within budget, ``count`` in all."""
+def candidates(alpha: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[Path]:
+    """Architectures to judge inside the supernet, all within budget, ``count`` in all.
+
+    The argmax; its most probable single-block neighbours; and, half of them, draws from the distribution that the search
+    ended with, which are likely but further away. Which one is the result is for `judge` to say, never for the draw.
+    """
     log_p = torch.log_softmax(costing.within(alpha).double(), dim=1)
     best = within_budget(alpha, costing)
     near = [path for path in costing.neighbours(best) if costing.fits(path)]
     near.sort(key=lambda path: -_gain(log_p, path, best))
-    return [best, *near[: count - 1]]
+    drawn = draw(log_p.exp(), costing, count // 2, generator)
+    return [best, *near[: count - 1 - len(drawn)], *drawn]
 
 
 def random_paths(costing: Costing, count: int, generator: torch.Generator) -> list[Path]:
@@ -48,7 +53,12 @@ def random_paths(costing: Costing, count: int, generator: torch.Generator) -> li
     Drawn from the distribution that the search starts from (uniform, as far as the budget allows); those over budget are
     drawn again.
     """
-    probabilities = torch.softmax(costing.within(torch.zeros(costing.blocks, costing.operations)), dim=1)
+    uniform = costing.within(torch.zeros(costing.blocks, costing.operations))
+    return draw(torch.softmax(uniform, dim=1), costing, count, generator)
+
+
+def draw(probabilities: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[Path]:
+    """``count`` paths from ``(blocks, operations)`` probabilities, those over budget drawn again."""
     paths: list[Path] = []
     while len(paths) < count:
         path = tuple(torch.multinomial(probabilities, 1, generator=generator).squeeze(1).tolist())

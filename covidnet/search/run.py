@@ -49,7 +49,7 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
         supernet, costing, weight_half, alpha_half, settings, config.augment,
         seed=config.seed, work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves,
     )  # fmt: skip
-    paths = result.candidates(searched.alpha, costing, settings.candidates)
+    paths = result.candidates(searched.alpha, costing, settings.candidates, generator(config.seed, 11))
     with progress(f"judge {space.name}", len(paths) + 1 + len(random)) as advance:
         judged = []
         for path in paths:

@@ -30,12 +30,14 @@ class Fitted:
         scans_seen: scans shown in all, repetitions counted.
         history: per validation pass: step, lr, training loss since the last pass, validation loss and accuracy.
         best: the entry of ``history`` whose weights were kept.
+        validation_logits: ``float32 (N, K)`` of those weights.
     """
 
     steps: int
     scans_seen: int
     history: list[dict[str, float]]
     best: dict[str, float]
+    validation_logits: np.ndarray
 
 
 def planned_scans(settings: Training, train_scans: int, macs: int) -> int:
@@ -76,7 +78,7 @@ def fit(
     steps = max(1, scans // batch)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / steps))
-    marks = evaluation_steps(steps, settings.evaluations)
+    marks = evaluation_steps(steps, affordable(settings.evaluations, scans, len(validation)))
     state: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_steps": 0, "history": [], "best": None}
     checkpoint = Checkpoint(work / "checkpoint.pt")
     if saved := checkpoint.load():
@@ -123,7 +125,8 @@ def fit(
                 save()
     model.load_state_dict(state["best"]["model"])
     checkpoint.remove()
-    return Fitted(steps, steps * batch, state["history"], state["best"]["entry"])
+    best = state["best"]
+    return Fitted(steps, steps * batch, state["history"], best["entry"], best["logits"].numpy())
 
 
 def update(
@@ -193,6 +196,11 @@ def one_cycle(progress: float, warmup: float = 0.1) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
+def affordable(evaluations: int, scans: int, validation_scans: int) -> int:
+    """Validation passes that cost at most a third of the training (a backward pass costs two forward ones); at least one."""
+    return max(1, min(evaluations, scans // max(validation_scans, 1)))
+
+
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     """Evenly spaced steps after which to validate; the last step is always one."""
     return {math.ceil(steps * (i + 1) / evaluations) for i in range(evaluations)}
@@ -213,4 +221,4 @@ def _evaluate(model: Classifier, validation: Volumes, optimizer: torch.optim.Opt
     state["loss_sum"], state["loss_steps"] = 0.0, 0
     if state["best"] is None or loss < state["best"]["entry"]["loss"]:
         weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        state["best"] = {"entry": entry, "model": weights}
+        state["best"] = {"entry": entry, "model": weights, "logits": scores}

@@ -147,10 +147,11 @@ def test_without_a_budget_the_result_is_the_argmax_and_its_most_probable_neighbo
     for block, best in enumerate((1, 7, 3, 6)):
         alpha[block, best] = 5.0
     alpha[2, 0] = 4.9
-    paths = result.candidates(alpha, costing(), 3)
+    paths = result.candidates(alpha, costing(), 5, generator(0))
     assert paths[0] == (1, 7, 3, 6)
     assert paths[1] == (1, 7, 0, 6)
-    assert all(sum(a != b for a, b in zip(p, paths[0], strict=True)) == 1 for p in paths[1:])
+    assert all(sum(a != b for a, b in zip(p, paths[0], strict=True)) == 1 for p in paths[1:3])
+    assert len(paths) == 5
 
 
 def test_a_result_over_budget_is_mended_at_the_least_loss_of_probability():
