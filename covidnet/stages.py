@@ -93,7 +93,9 @@ def search(config: Config, dataset: Path, out: Path, variant: str) -> Metrics:
         from covidnet.search.run import run
 
         packed, _ = _packed(config, dataset)
-        return run(config, packed, variant, _device(), work)
+        metrics = run(config, packed, variant, _device(), work)
+        _draw_search(work)
+    return metrics
 
 
 def retrain(config: Config, dataset: Path, searched: Path, out: Path, variant: str) -> Metrics:
@@ -203,6 +205,22 @@ def _train(
         folder.write_json(work / "history.json", fitted.history)
         folder.write_json(work / "metrics.json", metrics)
     return metrics
+
+
+def _draw_search(work: Path) -> None:
+    """Pictures of the found architecture and of how the search went."""
+    import json
+
+    from covidnet.evaluation import plots
+    from covidnet.evaluation.architecture import draw_architecture
+    from covidnet.models.covidnet3d import Genotype
+
+    genotype = Genotype.load(work / "genotype.json")
+    drawn = {"widths": genotype.space.widths, "strides": genotype.space.strides, "blocks": genotype.blocks}
+    (work / "architecture.svg").write_text(draw_architecture(drawn))
+    history = json.loads((work / "search.json").read_text())["history"]
+    for title, svg in plots.search_curves(history, genotype.space.name).items():
+        (work / f"{title.split(' (')[0].lower().replace(' ', '_')}.svg").write_text(svg)
 
 
 def _packed(config: Config, dataset: Path) -> "tuple[Packed, tuple[int, int, int]]":

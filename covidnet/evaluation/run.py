@@ -288,7 +288,7 @@ def draw_examples(maps: np.ndarray, winner: Candidate, packed: packed_data.Packe
 
 def _taking_turns(members: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> list[int]:
     """Members in rounds over the true classes, the surest of each class first."""
-    rank = {}
+    rank: dict[int, int] = {}
     for label in np.unique(labels[members]):
         of_class = members[labels[members] == label]
         rank |= {int(i): place for place, i in enumerate(of_class[np.argsort(-confidence[of_class])])}

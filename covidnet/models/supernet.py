@@ -139,7 +139,7 @@ class Supernet(nn.Module):
         Its normalisation statistics are those of no architecture: re-estimate them before judging it.
         """
         network = build(genotype)
-        modules = iter(network.features)  # type: ignore[arg-type]
+        modules = network.features.children()
         operations = iter(genotype.operations)
         blocks = iter(self.blocks)
         next(modules).load_state_dict(self.stem.state_dict())

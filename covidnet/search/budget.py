@@ -14,7 +14,7 @@ from covidnet.config import Budget
 from covidnet.errors import UsageError
 from covidnet.models.cost import CostTable
 
-Path = tuple[int, ...]
+BlockChoice = tuple[int, ...]
 
 
 class Costing:
@@ -38,18 +38,18 @@ class Costing:
                 f"and {self.macs(cheapest):.3g} multiply-accumulates"
             )
 
-    def size_mib(self, path: Path) -> float:
+    def size_mib(self, path: BlockChoice) -> float:
         return float(self.costs.size_mib(self._one_hot(path)))
 
-    def macs(self, path: Path) -> float:
+    def macs(self, path: BlockChoice) -> float:
         return float(self.costs.expected_macs(self._one_hot(path)))
 
-    def excess(self, path: Path) -> float:
+    def excess(self, path: BlockChoice) -> float:
         """How far over budget, as the largest ratio of cost to limit minus one; 0 or less when within."""
         costs = {"size_mib": self.size_mib, "macs": self.macs}
         return max([costs[name](path) / limit - 1 for name, limit in self._limits.items()], default=-1.0)
 
-    def fits(self, path: Path) -> bool:
+    def fits(self, path: BlockChoice) -> bool:
         return self.excess(path) <= 0
 
     def within(self, alpha: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Costing:
                 shift = others - multipliers[name] * share
         return alpha + shift.to(alpha)
 
-    def neighbours(self, path: Path) -> list[Path]:
+    def neighbours(self, path: BlockChoice) -> list[BlockChoice]:
         """All paths that differ in one block."""
         return [
             (*path[:block], operation, *path[block + 1 :])
@@ -86,7 +86,7 @@ class Costing:
         left = limit - (self.costs.fixed.size_mib if name == "size_mib" else self.costs.fixed.macs)
         return table / max(left, 1e-9)
 
-    def _one_hot(self, path: Path) -> Tensor:
+    def _one_hot(self, path: BlockChoice) -> Tensor:
         return nn.functional.one_hot(torch.tensor(path), self.operations).double()
 
 

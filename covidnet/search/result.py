@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from covidnet.models.blocks import Classifier
 from covidnet.models.covidnet3d import Genotype
 from covidnet.models.supernet import Supernet
-from covidnet.search.budget import Costing, Path
+from covidnet.search.budget import BlockChoice, Costing
 from covidnet.training.loop import layout, logits, place, with_channels
 from covidnet.training.volumes import Volumes
 
@@ -22,18 +22,18 @@ class Judgement:
     accuracy: float
 
 
-def within_budget(alpha: Tensor, costing: Costing) -> Path:
+def within_budget(alpha: Tensor, costing: Costing) -> BlockChoice:
     """The argmax architecture; where it is over budget, the least improbable single-block changes that mend it."""
     scores = costing.within(alpha)
     log_p = torch.log_softmax(scores.double(), dim=1)
-    path: Path = tuple(scores.argmax(dim=1).tolist())
+    path: BlockChoice = tuple(scores.argmax(dim=1).tolist())
     while not costing.fits(path):
         cheaper = [p for p in costing.neighbours(path) if costing.excess(p) < costing.excess(path)]
         path = max(cheaper, key=lambda p: _gain(log_p, p, path) / (costing.excess(path) - costing.excess(p)))
     return path
 
 
-def candidates(alpha: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[Path]:
+def candidates(alpha: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[BlockChoice]:
     """Architectures to judge inside the supernet, all within budget, ``count`` in all.
 
     The argmax; its most probable single-block neighbours; and, half of them, draws from the distribution that the search
@@ -47,7 +47,7 @@ def candidates(alpha: Tensor, costing: Costing, count: int, generator: torch.Gen
     return [best, *near[: count - 1 - len(drawn)], *drawn]
 
 
-def random_paths(costing: Costing, count: int, generator: torch.Generator) -> list[Path]:
+def random_paths(costing: Costing, count: int, generator: torch.Generator) -> list[BlockChoice]:
     """Architectures drawn at random under the same budget: what a search has to beat.
 
     Drawn from the distribution that the search starts from (uniform, as far as the budget allows); those over budget are
@@ -57,9 +57,9 @@ def random_paths(costing: Costing, count: int, generator: torch.Generator) -> li
     return draw(torch.softmax(uniform, dim=1), costing, count, generator)
 
 
-def draw(probabilities: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[Path]:
+def draw(probabilities: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[BlockChoice]:
     """``count`` paths from ``(blocks, operations)`` probabilities, those over budget drawn again."""
-    paths: list[Path] = []
+    paths: list[BlockChoice] = []
     while len(paths) < count:
         path = tuple(torch.multinomial(probabilities, 1, generator=generator).squeeze(1).tolist())
         if costing.fits(path):
@@ -68,7 +68,7 @@ def draw(probabilities: Tensor, costing: Costing, count: int, generator: torch.G
 
 
 def genotype_of(
-    path: Path, supernet: Supernet, variant: str, classes: Sequence[str], size: tuple[int, int, int]
+    path: BlockChoice, supernet: Supernet, variant: str, classes: Sequence[str], size: tuple[int, int, int]
 ) -> Genotype:
     """Name a path's operations."""
     space = supernet.space
@@ -109,6 +109,6 @@ def estimate_normalisation(network: Classifier, train: Volumes, batches: int) ->
     network.eval()
 
 
-def _gain(log_p: Tensor, path: Path, base: Path) -> float:
+def _gain(log_p: Tensor, path: BlockChoice, base: BlockChoice) -> float:
     """Log-probability of a path less that of another."""
     return float(sum(log_p[i, p] - log_p[i, b] for i, (p, b) in enumerate(zip(path, base, strict=True)) if p != b))

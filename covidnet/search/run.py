@@ -1,5 +1,6 @@
 """The whole of a search on a packed dataset: halves, search, selection, comparison with random draws."""
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from covidnet.models.covidnet3d import SPACES
 from covidnet.models.supernet import Supernet
 from covidnet.progress import progress
 from covidnet.search import result
-from covidnet.search.budget import Costing
+from covidnet.search.budget import BlockChoice, Costing
 from covidnet.search.dnas import search
 from covidnet.training.loop import place
 from covidnet.training.volumes import Volumes, generator, select
@@ -38,7 +39,7 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
     supernet = place(Supernet(space, config.channels, len(config.classes), settings.share_weights), device)
     random = result.random_paths(costing, settings.random, generator(config.seed, 10))
 
-    def judge(path: result.Path, held_out: Volumes) -> result.Judgement:
+    def judge(path: BlockChoice, held_out: Volumes) -> result.Judgement:
         genotype = result.genotype_of(path, supernet, variant, config.classes, settings.size)
         return result.judge(supernet, genotype, weight_half, held_out)
 
@@ -89,6 +90,10 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
         "found": {"path": chosen, "loss": found.loss, "accuracy": found.accuracy},
     }
     folder.write_json(work / "search.json", details)
+    with (work / "history.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(searched.history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(searched.history)
     folder.write_json(work / "metrics.json", metrics)
     (work / "checkpoint.pt").unlink()
     return metrics

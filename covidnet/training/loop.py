@@ -17,7 +17,6 @@ from covidnet.progress import progress
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
 from covidnet.training.volumes import Volumes, generator
 
-
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -68,5 +68,5 @@ def test_a_planted_patient_in_a_split_file_is_found(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"NCP": 3}'])
 def test_a_file_of_another_form_is_a_usage_error(tmp_path, text):
     (tmp_path / "train.json").write_text(text)
-    with pytest.raises(UsageError, match="train.json"):
+    with pytest.raises(UsageError, match=r"train\.json"):
         audit_splits({"train": tmp_path / "train.json"})

@@ -1,0 +1,171 @@
+"""The whole chain on a few phantoms, as the verbs run it; what comes out is the contract of the design document."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+PARAMS = {
+    "data": {"phantom": {"patients": 90, "detail": [24, 64, 64]}, "size": [16, 32, 32]},
+    "training": {"tmacs": 0.01, "evaluations": 2},
+    "search": {"size": [16, 32, 32], "warmup_steps": 3, "steps": 3, "candidates": 2, "random": 2},
+    "baselines": ["densenet3d121"],
+    "evaluate": {"bootstrap": 100, "overlays": 1},
+}
+CHAIN = (["ingest"], ["baseline", "--model", "densenet3d121"], ["search"], ["retrain"], ["evaluate"], ["export"])
+
+
+def start(arguments, cwd):
+    command = [sys.executable, "-m", "covidnet.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(arguments, cwd):
+    process = start(arguments, cwd)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder in which every stage has run once."""
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    for arguments in CHAIN:
+        run(arguments, folder)
+    return folder
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_stage_leaves_metrics_and_provenance(chain):
+    for name in ("dataset", "baseline/densenet3d121", "search/S", "retrain/S", "evaluate", "export"):
+        out = chain / "results" / name
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert all(isinstance(value, int | float | str | type(None)) for value in metrics.values()), name
+        told = json.loads((out / "provenance.json").read_text())
+        assert {"stage", "parameters", "inputs", "versions", "git_revision", "seconds", "peak_memory_mib"} <= set(told)
+    assert not list(chain.rglob("*.partial"))
+
+
+def test_the_packed_dataset_is_as_designed(chain):
+    dataset = chain / "results" / "dataset"
+    scans = np.load(dataset / "scans.npy", mmap_mode="r", allow_pickle=False)
+    assert scans.dtype == np.uint8
+    assert scans.shape == (90, 16, 32, 32)
+    with (dataset / "manifest.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == [
+        "scan_id", "patient_id", "label", "split", "source", "sha256", "spacing", "slices", "warnings",
+    ]  # fmt: skip
+    splits = {
+        split: {r["patient_id"] for r in rows if r["split"] == split} for split in ("train", "validation", "test")
+    }
+    assert not splits["train"] & splits["test"]
+    assert not splits["validation"] & splits["test"]
+    assert (dataset / "rejected.csv").read_text().splitlines() == ["path,reason"]
+    assert (dataset / "contact_sheet.png").stat().st_size > 10_000
+
+
+def test_the_found_network_keeps_to_the_budget_and_is_the_one_that_was_retrained(chain):
+    found = json.loads((chain / "results/search/S/metrics.json").read_text())
+    retrained = json.loads((chain / "results/retrain/S/metrics.json").read_text())
+    assert found["size_mib"] <= 4.0
+    assert retrained["size_mib"] == pytest.approx(found["size_mib"], abs=1e-9)
+    assert (chain / "results/search/S/architecture.svg").read_text().startswith("<svg")
+
+
+def test_models_were_given_the_same_compute(chain):
+    spent = [
+        json.loads((chain / "results" / name / "metrics.json").read_text())
+        for name in ("baseline/densenet3d121", "retrain/S")
+    ]
+    for metrics in spent:
+        one_batch = 16 * metrics["macs"] / 1e12
+        assert metrics["training_tmacs"] <= max(0.01, one_batch) * 1.001
+    assert spent[1]["scans_seen"] > 5 * spent[0]["scans_seen"]
+
+
+def test_the_report_names_the_winner_and_asks_for_nothing_from_elsewhere(chain):
+    report = (chain / "results/evaluate/report.html").read_text()
+    results = json.loads((chain / "results/evaluate/results.json").read_text())
+    assert results["winner"]["folder"] in ("retrain/S", "baseline/densenet3d121")
+    assert "diagnosis" in report
+    assert 'src="http' not in report
+    assert 'href="http' not in report.replace('href="https://arxiv', "")
+
+
+def test_predict_runs_from_the_bundle_alone_without_torch(chain, tmp_path):
+    import nibabel
+
+    rng = np.random.default_rng(0)
+    image = nibabel.Nifti1Image(rng.integers(-1000, 200, (64, 64, 24)).astype(np.int16), np.diag([5.0, 5.0, 8.0, 1.0]))
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    code = (
+        "import sys; sys.argv = ['covidnet', 'predict', 'scan.nii.gz', '--bundle', sys.argv[1], '--explain', 'maps'];"
+        "import covidnet.cli\n"
+        "try: covidnet.cli.main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    bundle = chain / "results/export/bundle"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 1
+
+
+def test_a_stage_that_is_complete_says_so_and_does_nothing(chain):
+    before = (chain / "results/search/S/search.json").stat().st_mtime_ns
+    _, err = run(["search"], chain)
+    assert "nothing to do" in err
+    assert (chain / "results/search/S/search.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_search_leaves_nothing_whole_and_ends_right_when_run_again(chain, tmp_path, how):
+    """The same result as the uninterrupted one, to the last digit."""
+    import shutil
+
+    shutil.copytree(chain / "results/dataset", tmp_path / "results/dataset")
+    (tmp_path / "params.yaml").write_text((chain / "params.yaml").read_text())
+    process = start(["search"], tmp_path)
+    partial = tmp_path / "results/search/S.partial"
+    for _ in range(600):
+        if partial.is_dir() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(how)
+    process.wait(timeout=120)
+    assert not (tmp_path / "results/search/S").exists()
+    run(["search"], tmp_path)
+    for name in ("genotype.json", "search.json"):
+        assert (tmp_path / "results/search/S" / name).read_bytes() == (chain / "results/search/S" / name).read_bytes()
+
+
+def test_a_changed_parameter_of_one_stage_leaves_the_others_complete(chain):
+    _, err = run(["retrain", "-S", "evaluate.bootstrap=150"], chain)
+    assert "nothing to do" in err
