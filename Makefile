@@ -10,10 +10,10 @@ demo: .venv/.ready            ## phantom scans to benchmarked, searched, explain
 	@echo "Report: results/evaluate/report.html    Bundle: results/export/bundle"
 
 test: .venv/.ready            ## all tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 fast: .venv/.ready            ## the tests that take seconds
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow"
 
 lint: .venv/.ready            ## style and types
 	$(BIN)/ruff check .
