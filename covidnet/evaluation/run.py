@@ -196,7 +196,7 @@ def run(config: Config, dataset: Path, candidates: Sequence[Path], device: torch
             "git_revision": folder.git_revision() or "unknown",
             "parameters": config.model_dump(mode="json"),
         },
-        warnings=[*_budget_note(config), *sorted({w for r in ranges.values() for w in r.warnings})],
+        warnings=[*_budget_note(config), *(f"{title(name)}: {w}" for name, r in ranges.items() for w in r.warnings)],
     )
     (work / "report.html").write_text(render(context))
     (work / "overlays").mkdir(exist_ok=True)
