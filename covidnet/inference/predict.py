@@ -70,9 +70,11 @@ def predict(
     spec = Spec.from_dict(opened.preprocess)
     if explain is not None:
         explain.mkdir(parents=True, exist_ok=True)
+    network = load(
+        opened, device, engine
+    )  # before the decoders start: importing an engine beside them was seen to hang
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
         decoding = _decode_ahead(pool, map(Path, paths), spec, keep_scan=explain is not None)
-        network = load(opened, device, engine)  # the first scans are being decoded meanwhile
         for ordinal, (path, future) in enumerate(decoding, start=1):
             try:
                 decoded = future.result()

@@ -13,9 +13,11 @@ from covidnet.data.ingest import ingest
 from covidnet.errors import CovidnetError, UsageError
 
 
-def config(root, source, labels=None, **data):
+def config(root, source, labels=None, classes=("NCP", "CP", "Normal"), **data):
     return parse(
         {
+            "classes": list(classes),
+            "evaluate": {"positive": classes[0]},
             "data": {
                 "source": source,
                 "root": str(root),
@@ -23,7 +25,7 @@ def config(root, source, labels=None, **data):
                 "size": [16, 64, 64],
                 "workers": 1,
                 **data,
-            }
+            },
         }
     )
 
@@ -49,12 +51,16 @@ def by_format(real_scans, tmp_path_factory):
             for i, v in enumerate(volumes)
         ],
         "slices": [(s.relative_to(data), s.parts[-3], s.parts[-2], "train") for s in series],
-        "dicom": [("dicom/P002", "NCP", "P002", "train")],
+        # the one series that is there as DICOM, and a second copy of it so that the classes are two
+        "dicom": [("dicom/P002", "NCP", "P002", "train"), ("dicom/P002", "CP", "P002", "train")],
     }
     found = {}
     for source, rows in sources.items():
         labels = write_labels(folder / f"{source}.csv", rows)
-        counts = ingest(config(data, source, labels, min_slices=20), folder / source)
+        counts = ingest(
+            config(data, source, labels, classes=sorted({row[1] for row in rows}), min_slices=20, max_rejected=0.0),
+            folder / source,
+        )
         assert counts["scans"] == len(rows)
         assert counts["rejected"] == 0
         found[source] = packed.read(folder / source)
