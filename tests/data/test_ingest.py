@@ -41,9 +41,9 @@ def write_labels(path, rows):
 @pytest.fixture(scope="module")
 def by_format(real_scans, tmp_path_factory):
     """The labelled real scans, packed through NIfTI, DICOM and PNG: format to packed dataset."""
-    folder, data = tmp_path_factory.mktemp("real"), real_scans / "covid-ct-md"
-    volumes = sorted(data.glob("nifti_256/*.nii.gz"))
-    series = sorted(path for path in data.glob("png_ccccii_layout/*/*/*") if path.is_dir())
+    folder, data = tmp_path_factory.mktemp("real"), real_scans
+    volumes = sorted(data.glob("covid-ct-md/nifti_256/*.nii.gz"))
+    series = sorted(path for path in data.glob("covid-ct-md/png_ccccii_layout/*/*/*") if path.is_dir())
     splits = ["train", "test"]
     sources = {
         "nifti": [
@@ -51,8 +51,11 @@ def by_format(real_scans, tmp_path_factory):
             for i, v in enumerate(volumes)
         ],
         "slices": [(s.relative_to(data), s.parts[-3], s.parts[-2], "train") for s in series],
-        # the one series that is there as DICOM, and a second copy of it so that the classes are two
-        "dicom": [("dicom/P002", "NCP", "P002", "train"), ("dicom/P002", "CP", "P002", "train")],
+        # the one labelled series that is there as DICOM, and one of another cohort, so that the classes are two
+        "dicom": [
+            ("covid-ct-md/dicom/P002", "NCP", "P002", "train"),
+            ("tcia-lung-pet-ct-dx-A0002", "Other", "A0002", "train"),
+        ],
     }
     found = {}
     for source, rows in sources.items():
@@ -82,6 +85,7 @@ def test_no_patient_name_reaches_the_manifest(by_format):
 
 def test_the_same_patient_is_the_same_hash_and_the_same_picture_in_every_format(by_format):
     dicom = by_format["dicom"]
+    assert dicom.rows[0].label == "NCP"
     for source, least in (("nifti", 0.99), ("slices", 0.95)):
         other = by_format[source]
         index = next(i for i, row in enumerate(other.rows) if row.patient_id == dicom.rows[0].patient_id)
