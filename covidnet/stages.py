@@ -4,6 +4,7 @@
 does nothing where the folder is complete for the same inputs (`covidnet.folder`).
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,8 +131,6 @@ def evaluate(config: Config, dataset: Path, candidates: Sequence[Path], out: Pat
 
 def export(config: Config, dataset: Path, evaluated: Path, candidates: Sequence[Path], out: Path) -> Metrics:
     """Write the winner's bundle and check it against torch on real batches."""
-    import json
-
     folder.require(evaluated, "evaluate")
     winner_name = json.loads((evaluated / "results.json").read_text())["winner"]["folder"]
     winner = next((c for c in candidates if f"{c.parent.name}/{c.name}" == winner_name), None)
@@ -209,8 +208,6 @@ def _train(
 
 def _draw_search(work: Path) -> None:
     """Pictures of the found architecture and of how the search went."""
-    import json
-
     from covidnet.evaluation import plots
     from covidnet.evaluation.architecture import draw_architecture
     from covidnet.models.covidnet3d import Genotype
@@ -252,8 +249,6 @@ def _parameters(config: Config, *names: str) -> dict[str, Any]:
 
 def _unchanged(out: Path) -> Metrics:
     """An output that is complete already: say so, and hand back its numbers."""
-    import json
-
     print(f"{out}: complete for the same inputs, nothing to do", file=sys.stderr)
     metrics: Metrics = json.loads((out / "metrics.json").read_text())
     return metrics

@@ -51,6 +51,13 @@ class Packed:
         """Indices of the scans of a split."""
         return np.array([i for i, row in enumerate(self.rows) if row.split == name], dtype=np.int64)
 
+    def count(self, *, patients: bool = False) -> dict[str, dict[str, int]]:
+        """Split to class to number of scans, or of patients."""
+        members: dict[str, dict[str, set[str]]] = {split: {} for split in SPLITS}
+        for row in self.rows:
+            members[row.split].setdefault(row.label, set()).add(row.patient_id if patients else row.scan_id)
+        return {split: {label: len(who) for label, who in per.items()} for split, per in members.items()}
+
     def labels(self, classes: Sequence[str]) -> np.ndarray:
         """Class index of every scan.
 

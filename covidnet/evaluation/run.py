@@ -120,8 +120,7 @@ def explain(model: Classifier, scans: torch.Tensor, batch: int = 16) -> np.ndarr
     with torch.inference_mode():
         parts = []
         for part in scans.split(batch):
-            volume = loop.with_channels(model, loop.layout(part[:, None].float() / 127.5 - 1))
-            parts.append(model.explain(volume)[1].float().cpu())
+            parts.append(model.explain(loop.as_input(model, part))[1].float().cpu())
     maps: np.ndarray = torch.cat(parts).numpy()
     return maps
 
@@ -372,11 +371,6 @@ def _searches(candidates: Sequence[Path]) -> list[SearchResult]:
 
 
 def _dataset(config: Config, path: Path, packed: packed_data.Packed) -> Dataset:
-    scans: dict[str, dict[str, int]] = {s: dict.fromkeys(config.classes, 0) for s in packed_data.SPLITS}
-    patients: dict[str, dict[str, set[str]]] = {s: {name: set() for name in config.classes} for s in packed_data.SPLITS}
-    for row in packed.rows:
-        scans[row.split][row.label] += 1
-        patients[row.split][row.label].add(row.patient_id)
     with (path / "rejected.csv").open(newline="") as stream:
         rejected = Counter(row["reason"] for row in csv.DictReader(stream))
     facts = {
@@ -388,8 +382,8 @@ def _dataset(config: Config, path: Path, packed: packed_data.Packed) -> Dataset:
         facts["note"] = "synthetic scans: figures say how the method works, nothing about patients"
     return Dataset(
         facts=facts,
-        scans=scans,
-        patients={split: {name: len(who) for name, who in per.items()} for split, per in patients.items()},
+        scans=packed.count(),
+        patients=packed.count(patients=True),
         rejected=rejected,
     )
 

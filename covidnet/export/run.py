@@ -1,7 +1,6 @@
 """The winner as a bundle, compared with torch on real batches before it is called done."""
 
 import json
-from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +89,7 @@ def _facts(
     temperature: float,
 ) -> card.Facts:
     results = json.loads((evaluated / "results.json").read_text())
-    scans: dict[str, Counter[str]] = defaultdict(Counter)
-    patients: dict[str, set[str]] = defaultdict(set)
-    for row in packed.rows:
-        scans[row.split][row.label] += 1
-        patients[row.split].add(row.patient_id)
+    patients = {split: len({packed.rows[i].patient_id for i in packed.split(split)}) for split in packed.count()}
     told = folder.provenance(evaluated)
     return card.Facts(
         name=description.name,
@@ -104,8 +99,8 @@ def _facts(
         size_mib=training["size_mib"],
         macs=training["macs"],
         source=config.data.source,
-        scans={split: dict(per_class) for split, per_class in scans.items()},
-        patients={split: len(who) for split, who in patients.items()},
+        scans=packed.count(),
+        patients=patients,
         metrics=results["metrics"][description.name],
         intervals=results["intervals"][description.name],
         confidence=told["parameters"]["evaluate"]["confidence"],

@@ -88,7 +88,7 @@ def search(
             advance(note=f"{row['phase']}, loss {row['weight_loss']:.2f}, {row['expected_size_mib']:.1f} MiB expected")
             if interrupted():
                 checkpoint.save(run.state())
-                raise stop(checkpoint, title)
+                raise stop(title)
             if checkpoint.due():
                 checkpoint.save(run.state())
     checkpoint.save(run.state())  # selection comes after; a kill there must not cost the search

@@ -10,7 +10,7 @@ from covidnet.models.blocks import Classifier
 from covidnet.models.covidnet3d import Genotype
 from covidnet.models.supernet import Supernet
 from covidnet.search.budget import BlockChoice, Costing
-from covidnet.training.loop import layout, logits, place, with_channels
+from covidnet.training.loop import as_input, logits, place
 from covidnet.training.volumes import Volumes
 
 
@@ -103,7 +103,7 @@ def estimate_normalisation(network: Classifier, train: Volumes, batches: int) ->
     with torch.inference_mode():
         for step in range(batches):
             scans, _ = train.batch(step, 32, 0)
-            network(with_channels(network, layout(scans[:, None].float() / 127.5 - 1)))
+            network(as_input(network, scans))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()

@@ -82,6 +82,6 @@ def graceful() -> Iterator[Interrupted]:
             signal.signal(number, handler)
 
 
-def stop(checkpoint: Checkpoint, what: str) -> CovidnetError:
+def stop(what: str) -> CovidnetError:
     """The error with which an interrupted stage ends."""
     return CovidnetError(f"{what} was interrupted; its state is saved, run the same command again to go on from there")

@@ -119,7 +119,7 @@ def fit(
             )
             if interrupted():
                 save()
-                raise stop(checkpoint, title)
+                raise stop(title)
             if checkpoint.due():
                 save()
     model.load_state_dict(state["best"]["model"])
@@ -152,10 +152,7 @@ def logits(model: nn.Module, volumes: Volumes, batch: int = 32) -> np.ndarray:
     """Logits ``float32 (N, K)`` of unaugmented scans, in evaluation mode."""
     model.eval()
     with torch.inference_mode():
-        parts = [
-            model(with_channels(model, layout((scans[:, None].float() / 127.5) - 1))).float().cpu()
-            for scans in volumes.scans.split(batch)
-        ]
+        parts = [model(as_input(model, scans)).float().cpu() for scans in volumes.scans.split(batch)]
     array: np.ndarray = torch.cat(parts).numpy()
     return array
 
@@ -168,6 +165,11 @@ def place(model: Network, device: torch.device) -> Network:
 def layout(volume: Tensor) -> Tensor:
     """Channels-last memory, in which 3D convolutions are several times faster on CPU."""
     return volume.contiguous(memory_format=torch.channels_last_3d)
+
+
+def as_input(model: nn.Module, scans: Tensor) -> Tensor:
+    """Unaugmented scans ``uint8 (B, D, H, W)`` as what the model takes, ``float32 (B, C, D, H, W)`` in -1..1."""
+    return with_channels(model, layout(scans[:, None].float() / 127.5 - 1))
 
 
 def with_channels(model: nn.Module, volume: Tensor) -> Tensor:
