@@ -1,28 +1,83 @@
-"""What Prometheus sees on `/metrics`. Every label takes its values from a fixed set, so the series stay few."""
+"""What Prometheus sees on `/metrics`. Every label takes its values from a fixed set, so the series stay few.
 
+Several processes on one port share these where the variable PROMETHEUS_MULTIPROC_DIR names an empty folder. For that
+reason facts about the model are gauges of value 1, which that mode can add up, and not of the client's type `Info`.
+"""
+
+import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.errors import Refused
 
+PHASES = ("queue", "decode", "preprocess", "inference", "explain")
 # 1 ms (a small network) to 30 s (a large DICOM series on a busy machine)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
-REQUESTS = Counter("covidnet_requests", "Requests by route and outcome", ["route", "outcome"])
-REQUEST_SECONDS = Histogram("covidnet_request_seconds", "Time from admission to answer", ["route"], buckets=_SECONDS)
+REQUESTS = Counter("covidnet_requests", "Requests by route, protocol and outcome", ["route", "protocol", "outcome"])
+REQUEST_SECONDS = Histogram(
+    "covidnet_request_seconds", "Time from admission to answer", ["route", "protocol"], buckets=_SECONDS
+)
+REJECTED = Counter("covidnet_rejected_requests", "Requests that were refused, by reason", ["reason"])
+IN_FLIGHT = Gauge("covidnet_requests_in_flight", "Requests waiting or worked on", multiprocess_mode="livesum")
+QUEUE = Gauge("covidnet_queue_batches", "Batches that wait for the network or are in it", multiprocess_mode="livesum")
+QUEUE_LIMIT = Gauge("covidnet_requests_limit", "Requests that are let in at once", multiprocess_mode="livesum")
+BATCH = Histogram("covidnet_batch_scans", "Scans per run of the network", buckets=(1, 2, 4, 8, 16, 32, 64))
 PHASE_SECONDS = Histogram("covidnet_phase_seconds", "Time spent in a phase of a request", ["phase"], buckets=_SECONDS)
-IN_FLIGHT = Gauge("covidnet_requests_in_flight", "Requests waiting or worked on")
+BUNDLE = Gauge(
+    "covidnet_bundle_info",
+    "The model that is served",
+    ["version", "model", "engine", "classes"],
+    multiprocess_mode="livemax",
+)
+
 PREDICTIONS = Counter("covidnet_predictions", "Scans by predicted class", ["label"])
+CONFIDENCE = Histogram("covidnet_confidence_ratio", "Probability of the predicted class", buckets=_SHARES)
+ENTROPY = Histogram(
+    "covidnet_entropy_ratio", "Entropy of the probabilities, 1 where all classes are alike", buckets=_SHARES
+)
+OOD_SCORE = Histogram(
+    "covidnet_out_of_distribution_score",
+    "Energy above the bundle's threshold; a scan above 0 is flagged",
+    buckets=(-16, -8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8, 16),
+)
 OUT_OF_DISTRIBUTION = Counter("covidnet_out_of_distribution", "Scans unlike the training data")
-BUNDLE = Info("covidnet_bundle", "The model that is served")
+NO_LUNGS = Counter("covidnet_no_lungs_found", "Scans in which no two lungs were found")
+
+SLICES = Histogram("covidnet_input_slices", "Slices of a scan", buckets=(16, 32, 64, 128, 256, 512, 1024))
+SPACING = Histogram(
+    "covidnet_input_spacing_meters",
+    "Distance of voxel centres, by axis",
+    ["axis"],
+    buckets=(3e-4, 5e-4, 7e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2),
+)
+HOUNSFIELD = Histogram(
+    "covidnet_input_hounsfield",
+    "Hounsfield units of the analysed box of a scan, by statistic",
+    ["statistic"],
+    buckets=(-1000, -950, -900, -800, -700, -600, -500, -400, -300, -200, -100, 0, 100, 200, 400),
+)
+LUNG_VOLUME = Histogram("covidnet_input_lung_liters", "Volume of the lungs", buckets=(0.5, 1, 2, 3, 4, 5, 6, 8, 10))
+LUNG_SHARE = Histogram("covidnet_input_lung_ratio", "Volume of the lungs within the body's", buckets=_SHARES)
+
+for _phase in PHASES:  # all are there from the start: a rate needs a first sample
+    PHASE_SECONDS.labels(_phase)
 
 
 @contextmanager
-def request(route: str) -> Iterator[None]:
-    """Count one request with its outcome: ``ok``, the reason of a refusal, or ``failed``."""
+def request(route: str, protocol: str = "http") -> Iterator[None]:
+    """Count one request with its outcome: ``ok``, the kind of a refusal, or ``failed``.
+
+    Args:
+        route: v1_predict, v1_explain, v2_infer, scans, phantoms or feedback.
+        protocol: http or grpc.
+    """
     start = time.perf_counter()
     outcome = "failed"
     IN_FLIGHT.inc()
@@ -31,8 +86,37 @@ def request(route: str) -> Iterator[None]:
         outcome = "ok"
     except Refused as error:
         outcome = error.outcome
+        REJECTED.labels(reason(type(error))).inc()
         raise
     finally:
         IN_FLIGHT.dec()
-        REQUESTS.labels(route, outcome).inc()
-        REQUEST_SECONDS.labels(route).observe(time.perf_counter() - start)
+        REQUESTS.labels(route, protocol, outcome).inc()
+        REQUEST_SECONDS.labels(route, protocol).observe(time.perf_counter() - start)
+
+
+def phase(name: str, seconds: float) -> None:
+    """Time that one of `PHASES` took."""
+    PHASE_SECONDS.labels(name).observe(seconds)
+
+
+def reason(refusal: type[Refused]) -> str:
+    """Label of a refusal: its class's name in small letters, so the values are as many as the classes."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", refusal.__name__).lower()
+
+
+def exposition() -> bytes:
+    """All metrics of this process, or of all that share the port, as text."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def _count_from_zero(refusal: type[Refused]) -> None:
+    for kind in refusal.__subclasses__():
+        REJECTED.labels(reason(kind))
+        _count_from_zero(kind)
+
+
+_count_from_zero(Refused)

@@ -20,6 +20,7 @@ from covidnet.inference.engine import Engine, Outputs
 from covidnet.inference.predict import OUT_OF_DISTRIBUTION, interpret
 from serving import decode, metrics, protocol
 from serving.decode import Decoded
+from serving.monitoring.observer import Observer
 from serving.protocol import Answer, Request, Source, V1Body, V2Body
 
 NAME = "covidnet"
@@ -45,7 +46,7 @@ class Predictor(Model):
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
-        metrics.BUNDLE.info({"version": bundle.version, "engine": engine.name, "classes": ",".join(bundle.labels)})
+        self._observer = Observer(bundle, engine.name)
 
     def load(self) -> bool:
         """Run the network once, so that the first caller doesn't wait for its allocations; then be ready."""
@@ -121,7 +122,10 @@ class Predictor(Model):
         """
         decoded = await self._decode(source, draw=True)
         answer = (await self._run([decoded]))[0]
-        return answer, await asyncio.to_thread(_draw, decoded, answer)
+        drawing = time.perf_counter()
+        picture = await asyncio.to_thread(_draw, decoded, answer)
+        metrics.phase("explain", time.perf_counter() - drawing)
+        return answer, picture
 
     async def _decode(self, source: Source | Path, *, draw: bool) -> Decoded:
         if isinstance(source, np.ndarray):
@@ -134,8 +138,8 @@ class Predictor(Model):
         else:
             work = partial(decode.read, source, self.spec, draw=draw)
         decoded = await _in(self._decoders, work)
-        metrics.PHASE_SECONDS.labels("decode").observe(decoded.decode_s)
-        metrics.PHASE_SECONDS.labels("preprocess").observe(decoded.preprocess_s)
+        metrics.phase("decode", decoded.decode_s)
+        metrics.phase("preprocess", decoded.preprocess_s)
         return decoded
 
     async def _run(self, scans: Sequence[Decoded]) -> list[Answer]:
@@ -144,13 +148,14 @@ class Predictor(Model):
             chunk = scans[start : start + BATCH]
             batch = np.stack([scan.prepared.volume for scan in chunk])[:, None]  # (B, 1, D, H, W)
             queued = time.perf_counter()
-            outputs, inference_s = await _in(self._network, partial(_timed, self._engine.run, batch))
-            metrics.PHASE_SECONDS.labels("queue").observe(time.perf_counter() - queued - inference_s)
-            metrics.PHASE_SECONDS.labels("inference").observe(inference_s)
+            with metrics.QUEUE.track_inprogress():
+                outputs, inference_s = await _in(self._network, partial(_timed, self._engine.run, batch))
+            metrics.phase("queue", time.perf_counter() - queued - inference_s)
+            metrics.phase("inference", inference_s)
+            metrics.BATCH.observe(len(chunk))
             answers += [self._answer(scan, outputs, row, inference_s) for row, scan in enumerate(chunk)]
-        for answer in answers:
-            metrics.PREDICTIONS.labels(answer.label).inc()
-            metrics.OUT_OF_DISTRIBUTION.inc(OUT_OF_DISTRIBUTION in answer.flags)
+        for answer, scan in zip(answers, scans, strict=True):
+            self._observer.answered(answer, scan.prepared.features)
         return answers
 
     def _answer(self, scan: Decoded, outputs: Outputs, row: int, inference_s: float) -> Answer:

@@ -56,7 +56,7 @@ class _Servicer(InferenceServicer):
         self._gate = gate
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
-        with metrics.request("grpc_infer"), self._gate.admit(request.ByteSize()):
+        with metrics.request("v2_infer", "grpc"), self._gate.admit(request.ByteSize()):
             if not request.raw_input_contents and request.ByteSize() > MAX_TYPED_BYTES:
                 raise Invalid(f"expected tensors above {MAX_TYPED_BYTES // 2**20} MiB as raw_input_contents")
             return await super().ModelInfer(request, context)

@@ -15,7 +15,7 @@ from kserve.protocol.dataplane import DataPlane
 from covidnet.errors import UsageError
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
-from serving import rest, routes, rpc
+from serving import metrics, rest, routes, rpc
 from serving.gate import Gate
 from serving.predictor import Predictor
 
@@ -44,6 +44,7 @@ async def run(bundle_dir: Path, host: str, http_port: int, grpc_port: int) -> No
     repository = ModelRepository()
     repository.update(predictor)
     gate = Gate(MAX_REQUESTS, MAX_BYTES)
+    metrics.QUEUE_LIMIT.set(MAX_REQUESTS)
     dataplane = _DataPlane(repository, gate)
     app = rest.application(dataplane, gate)
     routes.add_routes(app, predictor, gate)
