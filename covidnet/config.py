@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from covidnet.errors import UsageError
 
@@ -19,6 +19,12 @@ Shape = tuple[
     Annotated[int, Field(ge=8, le=512)], Annotated[int, Field(ge=16, le=1024)], Annotated[int, Field(ge=16, le=1024)]
 ]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Leak = Literal["patient-overlap", "split-inside-split", "duplicate-scan", "near-duplicate", "conflicting-label"]
+DATASET_CLASSES = {  # published datasets by name (covidnet.data.datasets) and the classes that they have
+    "ccccii": ("NCP", "CP", "Normal"),
+    "mosmed": ("NCP", "Normal"),
+    "covidctset": ("NCP", "Normal"),
+}
 
 
 class Section(BaseModel):
@@ -38,11 +44,19 @@ class Phantom(Section):
 class Data(Section):
     """What `ingest` reads and how a scan becomes a fixed-size uint8 volume."""
 
-    source: Literal["phantom", "nifti", "slices", "dicom"] = "phantom"
-    root: str | None = Field(None, description="folder of the raw scans (not for phantom)")
+    source: Literal["phantom", "nifti", "slices", "dicom", "ccccii", "mosmed", "covidctset"] = "phantom"
+    root: str | None = Field(None, description="folder of the raw scans, or where data.revision finds them")
+    revision: str | None = Field(
+        None,
+        description="data version: a git revision (root: REPOSITORY//PATH) or a DVC hash (root: s3://BUCKET/PREFIX)",
+    )
     labels: str | None = Field(
         None, description="CSV of path,label,patient[,split]; without it, class folders are expected"
     )
+    splits: tuple[str, ...] | None = Field(
+        None, description="the authors' JSON lists of a published dataset: train, test or train, validation, test"
+    )
+    allow: tuple[Leak, ...] = Field((), description="kinds of leak that don't stop the stages")
     size: Shape = Field((16, 64, 64), description="(D, H, W) of the packed volumes")
     window_hu: tuple[float, float] = Field((-1000.0, 400.0), description="HU mapped to 0..255")
     crop: Literal["lungs", "body", "none"] = "lungs"
@@ -53,12 +67,24 @@ class Data(Section):
     workers: int = Field(0, ge=0, description="processes; 0: one per core")
     phantom: Phantom = Phantom()
 
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _hyphens(cls, kinds: Any) -> Any:
+        return [str(kind).replace("_", "-") for kind in kinds] if isinstance(kinds, list | tuple) else kinds
+
     @model_validator(mode="after")
     def _check(self) -> "Data":
         if self.source != "phantom" and not self.root:
             raise ValueError(f"data.source is {self.source}: set data.root to the folder of the scans")
         if self.validation + self.test >= 0.9:
             raise ValueError("data.validation + data.test leave less than a tenth of the patients for training")
+        if self.splits is not None and (self.source not in DATASET_CLASSES or len(self.splits) not in (2, 3)):
+            raise ValueError(
+                f"data.splits must be two or three files (train [validation] test) of a published dataset "
+                f"({', '.join(DATASET_CLASSES)}); other scans have their split in the CSV (data.labels)"
+            )
+        if self.revision is not None and self.source == "phantom":
+            raise ValueError("data.revision is a version of raw scans; phantoms have none")
         if self.window_hu[0] >= self.window_hu[1]:
             raise ValueError("data.window_hu must be [low, high] with low < high")
         return self
@@ -154,6 +180,16 @@ class Config(Section):
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_of_the_dataset(cls, tree: Any) -> Any:
+        """Classes that a published dataset doesn't have are left out, so that naming the dataset is enough."""
+        data = tree.get("data") if isinstance(tree, dict) else None
+        there = DATASET_CLASSES.get(data.get("source", "")) if isinstance(data, dict) else None
+        if there is None:
+            return tree
+        return {**tree, "classes": [name for name in tree.get("classes", there) if name in there]}
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

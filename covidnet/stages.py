@@ -56,7 +56,7 @@ def candidates_of(config: Config) -> list[Path]:
 
 def ingest(config: Config, out: Path) -> Metrics:
     """Source to packed dataset (`covidnet.data.ingest`) with a contact sheet."""
-    from covidnet.data import contact_sheet, packed
+    from covidnet.data import contact_sheet, datasets, packed
     from covidnet.data import ingest as data_ingest
 
     inputs = {} if config.data.source == "phantom" else data_ingest.listing(config)
@@ -64,6 +64,8 @@ def ingest(config: Config, out: Path) -> Metrics:
         if work is None:
             return _unchanged(out)
         metrics = data_ingest.ingest(config, work)
+        if config.data.splits is not None:
+            metrics |= datasets.write_missing(config.data, work / "missing.csv")
         contact_sheet.write(packed.read(work), config.classes, work / "contact_sheet.png")
         folder.write_json(work / "preprocess.json", data_ingest.spec_of(config.data).to_dict())
         folder.write_json(work / "metrics.json", metrics)

@@ -175,26 +175,29 @@ def load(index: int, ref: ScanRef, config: Config, spec: Spec) -> Ingested:
 
 def _rows(config: Config, refs: list[ScanRef], kept: list[Ingested], scans: np.ndarray) -> list[packed.Row]:
     chosen = [refs[item.index] for item in kept]
-    if chosen and all(ref.split for ref in chosen):
-        split_of = {ref.scan_id: str(ref.split) for ref in chosen}
-    else:
-        data = config.data
-        shares = {"train": 1 - data.validation - data.test, "validation": data.validation, "test": data.test}
-        by_patient = splits.assign([r.patient_id for r in chosen], [r.label for r in chosen], shares, config.seed)
-        split_of = {ref.scan_id: by_patient[ref.patient_id] for ref in chosen}
+    data = config.data
+    shares = {"train": 1 - data.validation - data.test, "validation": data.validation, "test": data.test}
+    by_scan = splits.of_scans(
+        [ref.patient_id for ref in chosen],
+        [ref.label for ref in chosen],
+        [ref.split for ref in chosen],
+        shares,
+        config.seed,
+    )
     return [
         packed.Row(
             scan_id=ref.scan_id,
             patient_id=ref.patient_id,
             label=ref.label,
-            split=split_of[ref.scan_id],
+            split=split,
             source=item.source,
             sha256=hashlib.sha256(volume.tobytes()).hexdigest(),
             spacing=";".join(f"{mm:.4g}" for mm in item.spacing_mm),
             slices=item.slices,
             warnings="; ".join(item.prepared.warnings) if item.prepared else "",
+            severity=ref.severity,
         )
-        for ref, item, volume in zip(chosen, kept, scans, strict=True)
+        for ref, split, item, volume in zip(chosen, by_scan, kept, scans, strict=True)
     ]
 
 

@@ -20,6 +20,7 @@ class Row:
         spacing: ``z;y;x`` in mm, as text.
         sha256: of the packed voxels.
         warnings: semicolon-separated remarks of the reader and of preprocessing.
+        severity: grade that the dataset gives beside the class (MosMedData's CT-0 to CT-4); empty where it gives none.
     """
 
     scan_id: str
@@ -31,6 +32,7 @@ class Row:
     spacing: str
     slices: int
     warnings: str
+    severity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,11 @@ def read_manifest(path: Path) -> tuple[Row, ...]:
     with path.open(newline="") as stream:
         reader = csv.DictReader(stream)
         names = [field.name for field in fields(Row)]
-        missing = [name for name in names if name not in (reader.fieldnames or [])]
+        there = [name for name in names if name in (reader.fieldnames or [])]
+        missing = [name for name in names if name not in there and name != "severity"]
         if missing:
             raise CovidnetError(f"{path}: columns {missing} are missing; expected {names}")
-        rows = tuple(Row(**{n: line[n] for n in names if n != "slices"}, slices=int(line["slices"])) for line in reader)
+        rows = tuple(Row(**{n: line[n] for n in there if n != "slices"}, slices=int(line["slices"])) for line in reader)
     odd = sorted({row.split for row in rows} - set(SPLITS))
     if odd:
         raise CovidnetError(f"{path}: unknown splits {odd}; expected {list(SPLITS)}")

@@ -37,6 +37,25 @@ def assign(patients: Sequence[str], labels: Sequence[str], shares: dict[str, flo
     return chosen
 
 
+def of_scans(
+    patients: Sequence[str], labels: Sequence[str], given: Sequence[str | None], shares: dict[str, float], seed: int
+) -> list[str]:
+    """Split of each scan: as given, and open ones (None) by `assign` over the splits that are given to no scan.
+
+    So nothing given means a split of all patients, and a published test list keeps its scans while the others become
+    training and validation, in the proportion that ``shares`` has them.
+
+    Raises:
+        CovidnetError: a class has too few patients.
+    """
+    still_open = [i for i, split in enumerate(given) if split is None]
+    over = {name: share for name, share in shares.items() if name not in given} or shares
+    if over != shares:
+        over = {name: share / sum(over.values()) for name, share in over.items()}
+    chosen = assign([patients[i] for i in still_open], [labels[i] for i in still_open], over, seed)
+    return [split or chosen[patient] for patient, split in zip(patients, given, strict=True)]
+
+
 def _by_class(patients: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     for patient, label in zip(patients, labels, strict=True):

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from covidnet.config import Data
+from covidnet.config import DATASET_CLASSES, Data
+from covidnet.data import datasets
 from covidnet.data.sources import nifti, slices
 from covidnet.data.sources.slices import natural_key
 from covidnet.errors import UsageError
@@ -27,6 +28,7 @@ class ScanRef:
         scan_id: pseudonym of the patient and an ordinal; no part of a file name.
         patient_id: pseudonym.
         split: ``"train"``, ``"validation"`` or ``"test"`` where the source says, else None.
+        severity: grade that a published dataset gives beside the class.
     """
 
     scan_id: str
@@ -34,6 +36,7 @@ class ScanRef:
     label: str
     path: Path
     split: str | None = None
+    severity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class _Found:
     label: str
     patient: str
     split: str | None = None
+    severity: str = ""
 
 
 def pseudonym(text: str) -> str:
@@ -70,7 +74,14 @@ def discover(data: Data, classes: tuple[str, ...]) -> list[ScanRef]:
     root = Path(data.root or "")
     if not root.is_dir():
         raise UsageError(f"data.root is {data.root}, which is no folder; set it to the folder of the scans")
-    listed = _from_csv(root, Path(data.labels), classes) if data.labels else _from_folders(root, data.source, classes)
+    if data.source in DATASET_CLASSES:
+        listed: Iterator[_Found] = (
+            _Found(scan.path, scan.label, scan.patient, scan.split, scan.severity) for scan in datasets.scans(data)
+        )
+    elif data.labels:
+        listed = _from_csv(root, Path(data.labels), classes)
+    else:
+        listed = _from_folders(root, data.source, classes)
     found = list(listed)
     counts = Counter(item.label for item in found)
     empty = [name for name in classes if not counts[name]]
@@ -87,7 +98,8 @@ def _named(found: list[_Found]) -> list[ScanRef]:
     refs = []
     for item in found:
         patient = pseudonym(item.patient)
-        refs.append(ScanRef(f"{patient}-{ordinals[patient]:03d}", patient, item.label, item.path, item.split))
+        scan_id = f"{patient}-{ordinals[patient]:03d}"
+        refs.append(ScanRef(scan_id, patient, item.label, item.path, item.split, item.severity))
         ordinals[patient] += 1
     return refs
 
