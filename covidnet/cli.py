@@ -206,8 +206,16 @@ def evaluate(params: Params = None, overrides: Override = None, out: Out = None,
     _say(result, target, as_json)
 
 
-@app.command(epilog=_example("covidnet export", "covidnet export --out /tmp/winner"))
-def export(params: Params = None, overrides: Override = None, out: Out = None, as_json: Json = False) -> None:
+@app.command(epilog=_example("covidnet export", "covidnet export --out /tmp/winner --torchserve"))
+def export(
+    params: Params = None,
+    overrides: Override = None,
+    out: Out = None,
+    torchserve: Annotated[
+        bool, typer.Option("--torchserve", help="Also for TorchServe, into a folder beside, OUT-torchserve.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Export the winner as a verified bundle and check it against torch."""
     from covidnet import stages
 
@@ -216,6 +224,11 @@ def export(params: Params = None, overrides: Override = None, out: Out = None, a
     result = stages.export(
         config, stages.dataset_of(config), stages.evaluate_of(config), stages.candidates_of(config), target
     )
+    if torchserve:
+        from covidnet.export import torchserve as archive
+
+        folder = target.with_name(f"{target.name}-torchserve")
+        result["torchserve"] = str(archive.write(target / "bundle", folder, _serving("export --torchserve")))
     _say(result, target, as_json)
 
 
@@ -284,6 +297,18 @@ def doctor(as_json: Json = False) -> None:
         print(
             f"{'ok     ' if row['found'] else 'missing'}  {row['part']:<18}{row['found'] or row['remedy']:<40}{row['for']}"
         )
+
+
+def _serving(verb: str) -> Path:
+    """Folder of the package `serving`, which an installation from a wheel doesn't have."""
+    from importlib.util import find_spec
+
+    from covidnet.errors import UsageError
+
+    spec = find_spec("serving")
+    if spec is None or spec.origin is None:
+        raise UsageError(f"covidnet {verb} needs the package serving: run it in the repository")
+    return Path(spec.origin).parent
 
 
 def _size(text: str) -> tuple[int, int, int]:

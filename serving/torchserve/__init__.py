@@ -1,0 +1,1 @@
+"""The handler that `covidnet export --torchserve` packs for TorchServe."""
