@@ -44,8 +44,8 @@ ENTROPY = Histogram(
 )
 OOD_SCORE = Histogram(
     "covidnet_out_of_distribution_score",
-    "Energy above the bundle's threshold; a scan above 0 is flagged",
-    buckets=(-16, -8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8, 16),
+    "Logarithm of the distance from the training data, in thresholds; a scan above 0 is flagged",
+    buckets=(-1, -0.6, -0.4, -0.2, -0.1, 0, 0.1, 0.2, 0.4, 0.6, 1, 1.5, 2, 3),
 )
 OUT_OF_DISTRIBUTION = Counter("covidnet_out_of_distribution", "Scans unlike the training data")
 NO_LUNGS = Counter("covidnet_no_lungs_found", "Scans in which no two lungs were found")

@@ -70,6 +70,7 @@ class Predictor(Model):
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, classes]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
             {"name": "energy", "datatype": "FP32", "shape": [-1]},
+            {"name": "novelty", "datatype": "FP32", "shape": [-1]},
             {"name": "flags", "datatype": "BYTES", "shape": [-1]},
             {"name": "cam", "datatype": "FP32", "shape": [-1, classes, -1, -1, -1]},
         ]
@@ -159,11 +160,12 @@ class Predictor(Model):
         return answers
 
     def _answer(self, scan: Decoded, outputs: Outputs, row: int, inference_s: float) -> Answer:
-        found = interpret(outputs.logits[row], outputs.probabilities[row], scan.prepared.warnings, self.bundle)
+        found = interpret(outputs.logits[row], outputs.probabilities[row], scan.prepared, self.bundle)
         return Answer(
             label=found["label"],
             probabilities=found["probabilities"],
             energy=found["energy"],
+            novelty=found["novelty"],
             flags=tuple(found["flags"]),
             cam=outputs.cam[row],
             seconds={"decode": scan.decode_s, "preprocess": scan.preprocess_s, "inference": inference_s},

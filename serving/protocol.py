@@ -28,7 +28,7 @@ MAX_JSON_BYTES = 16 * 2**20  # a prepared volume of 40 x 256 x 256 is 10 MiB
 SCAN_SIDES = (8, 1024)  # voxels of a scan in Hounsfield units, per axis
 SPACING_MM = (0.05, 20.0)
 INPUTS = ("volume", "scan_hu", "spacing_mm", "file")
-OUTPUTS = ("probabilities", "label", "energy", "flags", "cam")
+OUTPUTS = ("probabilities", "label", "energy", "novelty", "flags", "cam")
 _NUMBER_TYPES: dict[str, type[np.generic]] = {"UINT8": np.uint8, "INT16": np.int16, "FP32": np.float32}
 
 Size = tuple[int, int, int]
@@ -60,7 +60,8 @@ class Answer:
     Args:
         label: most probable class.
         probabilities: calibrated, by class.
-        energy: high for scans unlike the training data.
+        energy: of the logits, for monitoring.
+        novelty: above 0 for scans unlike the training data.
         flags: out-of-distribution, and remarks of reading and preprocessing.
         cam: class activation maps, float32 (K, d, h, w).
         seconds: by phase.
@@ -69,6 +70,7 @@ class Answer:
     label: str
     probabilities: dict[str, float]
     energy: float
+    novelty: float
     flags: tuple[str, ...]
     cam: np.ndarray
     seconds: dict[str, float]
@@ -80,6 +82,7 @@ class Answer:
             "probabilities": self.probabilities,
             "flags": list(self.flags),
             "energy": self.energy,
+            "novelty": self.novelty,
             "seconds": self.seconds,
         }
 
@@ -223,6 +226,7 @@ def answer_v2(answers: Sequence[Answer], request: Request, model: str, version: 
         "probabilities": np.array([list(answer.probabilities.values()) for answer in answers], np.float32),
         "label": np.array([answer.label.encode() for answer in answers], np.object_),
         "energy": np.array([answer.energy for answer in answers], np.float32),
+        "novelty": np.array([answer.novelty for answer in answers], np.float32),
         "flags": np.array([orjson.dumps(answer.flags) for answer in answers], np.object_),
         "cam": np.stack([answer.cam for answer in answers]),
     }

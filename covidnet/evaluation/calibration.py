@@ -1,4 +1,4 @@
-"""Whether a probability means what it says, and whether a scan is of the kind that the model knows.
+"""Whether a probability means what it says.
 
 Needs numpy and scipy only: prediction and serving use it.
 """
@@ -85,23 +85,13 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 
 def energy(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
-    """Free energy ``-T logsumexp(logits / T)`` per scan, ``(N,)``: high for scans unlike the training data.
+    """Free energy ``-T logsumexp(logits / T)`` per scan, ``(N,)``: for monitoring.
 
     Source: Liu et al., NeurIPS 2020, eq. 3.
     """
     z = np.asarray(logits, dtype=np.float64)
     scores: FloatArray = -temperature * logsumexp(z / temperature, axis=1)
     return scores
-
-
-def energy_threshold(validation_logits: ArrayLike, false_alarm_rate: float, temperature: float = 1.0) -> float:
-    """The energy above which a scan is flagged: at most ``false_alarm_rate`` of the validation scans lie above.
-
-    Raises:
-        CovidnetError: no scans, or logits that are not finite.
-    """
-    scores = energy(_finite(validation_logits), temperature)
-    return float(np.quantile(scores, 1 - false_alarm_rate, method="inverted_cdf"))
 
 
 def _finite(logits: ArrayLike) -> FloatArray:

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from covidnet.errors import CovidnetError
+from covidnet.evaluation.novelty import Detector
 
 MODEL, WEIGHTS, GENOTYPE = "model.onnx", "weights.safetensors", "genotype.json"
 PREPROCESS, LABELS, CALIBRATION = "preprocess.json", "labels.json", "calibration.json"
@@ -32,17 +33,19 @@ _SUM = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What turns logits into calibrated probabilities and an out-of-distribution flag.
+    """What turns logits into calibrated probabilities and a volume into an out-of-distribution flag.
 
     Args:
         temperature: logits are divided by it before the softmax (Guo et al., ICML 2017); already part of `model.onnx`.
-        energy_threshold: a scan whose energy lies above it is flagged (Liu et al., NeurIPS 2020).
-        false_alarm_rate: share of validation scans that lie above the threshold.
+        novelty: tells scans unlike the training data.
     """
 
     temperature: float
-    energy_threshold: float
-    false_alarm_rate: float
+    novelty: Detector
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"temperature": self.temperature, "novelty": self.novelty.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def write(
         (GENOTYPE, genotype),
         (PREPROCESS, preprocess),
         (LABELS, list(labels)),
-        (CALIBRATION, asdict(calibration)),
+        (CALIBRATION, calibration.to_dict()),
     ):
         (directory / name).write_text(json.dumps(tree, indent=2) + "\n")
     (directory / CARD).write_text(card)
@@ -236,10 +239,12 @@ def _labels(tree: Any, path: Path) -> tuple[str, ...]:
 
 
 def _calibration(tree: Any, path: Path) -> Calibration:
-    names = [field.name for field in fields(Calibration)]
-    if not isinstance(tree, dict) or sorted(tree) != sorted(names) or not all(_is_number(tree[n]) for n in names):
-        raise CovidnetError(f"{path}: expected the numbers {', '.join(names)}; {REMEDY}")
-    return Calibration(**tree)
+    if not isinstance(tree, dict) or sorted(tree) != ["novelty", "temperature"] or not _is_number(tree["temperature"]):
+        raise CovidnetError(f"{path}: expected the number temperature and the object novelty; {REMEDY}")
+    try:
+        return Calibration(tree["temperature"], Detector.from_dict(tree["novelty"]))
+    except CovidnetError as error:
+        raise CovidnetError(f"{path}: {error}; {REMEDY}") from None
 
 
 def _is_number(value: Any) -> bool:

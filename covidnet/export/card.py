@@ -89,8 +89,9 @@ They cover the chance of the test patients alone, not other hospitals.
 ## Calibration
 
 Probabilities are softmax(logits / {temperature:.3f}), the temperature fitted on validation. A scan is flagged
-`out-of-distribution` when its energy lies above a threshold that at most {false_alarm_rate:.1%} of the validation scans
-exceed. The flag finds scans unlike the training data often, not always: an unflagged scan can be foreign too.
+`out-of-distribution` when its coarse picture lies further from that of the training scans (Mahalanobis distance) than
+{false_alarm_rate:.1%} of scans like them do. That finds what is no chest CT of this kind: other organs, other
+intensities, slices out of order, lungs cut off. It doesn't find a disease that the classes don't name.
 
 ## Limits
 

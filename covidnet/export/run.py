@@ -9,7 +9,7 @@ import numpy as np
 from covidnet import folder
 from covidnet.config import Config
 from covidnet.data import packed as packed_data
-from covidnet.evaluation import calibration
+from covidnet.evaluation import calibration, novelty
 from covidnet.evaluation.metrics import Predictions
 from covidnet.export import bundle, card, onnx
 from covidnet.models import saved
@@ -28,8 +28,8 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
     model, description = saved.load(winner)
     validation = Predictions.load(winner / "validation.csv")
     temperature = calibration.fit_temperature(validation.logits, validation.labels)
-    rate = config.export.false_alarm_rate
-    threshold = calibration.energy_threshold(validation.logits, rate, temperature)
+    known, held_out = (packed.scans[packed.split(split)] for split in ("train", "validation"))
+    detector = novelty.fit(known, held_out, config.export.false_alarm_rate)
     genotype = description.genotype.to_dict() if description.genotype else description.to_dict()
     model_file = work / "model.onnx"
     onnx.export(
@@ -55,7 +55,7 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
         genotype=genotype,
         preprocess=preprocess,
         labels=description.classes,
-        calibration=bundle.Calibration(temperature, threshold, rate),
+        calibration=bundle.Calibration(temperature, detector),
         card=card.model_card(facts),
     )
     model_file.unlink()
@@ -67,7 +67,7 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
         "parity_max_abs_cam": found["max_abs_cam"],
         "parity_argmax_equal": int(found["argmax_equal"]),
         "temperature": temperature,
-        "energy_threshold": threshold,
+        "novelty_threshold": detector.threshold,
     }
     folder.write_json(work / "metrics.json", metrics)
     return metrics

@@ -9,7 +9,7 @@ Nothing here imports torch: a cold start takes well under two seconds.
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -86,7 +86,7 @@ def predict(
             seconds = {**decoded.seconds, "inference": time.perf_counter() - started}
             result = {
                 "path": str(path),
-                **interpret(outputs.logits[0], outputs.probabilities[0], decoded.prepared.warnings, opened),
+                **interpret(outputs.logits[0], outputs.probabilities[0], decoded.prepared, opened),
                 "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
                 "bundle": opened.version,
             }
@@ -97,27 +97,29 @@ def predict(
             yield result
 
 
-def interpret(logits: np.ndarray, probabilities: np.ndarray, warnings: Sequence[str], bundle: Bundle) -> dict[str, Any]:
+def interpret(logits: np.ndarray, probabilities: np.ndarray, prepared: Prepared, bundle: Bundle) -> dict[str, Any]:
     """What a network's answer for one scan means, JSON-ready; serving says the same.
 
     Args:
         logits: ``(K,)``.
         probabilities: ``(K,)``, calibrated.
-        warnings: of `Prepared`.
+        prepared: the scan.
         bundle: the one that answered.
 
     Returns:
-        ``label``, ``probabilities`` by class, ``flags`` (``out-of-distribution`` where the energy lies above the
-        bundle's threshold, ``no-lungs-found``, then what the reader remarked), and ``energy``.
+        ``label``, ``probabilities`` by class, ``flags`` (``out-of-distribution`` where the novelty lies above 0,
+        ``no-lungs-found``, then what the reader remarked), ``novelty`` (see `Detector.score`) and ``energy``, which is
+        for monitoring.
     """
-    score = float(energy(logits[None], bundle.calibration.temperature)[0])
-    unlike = [OUT_OF_DISTRIBUTION] if score > bundle.calibration.energy_threshold else []
-    remarks = [NO_LUNGS_FOUND if warning == NO_LUNGS else warning for warning in warnings]
+    score = bundle.calibration.novelty.score(prepared.volume)
+    unlike = [OUT_OF_DISTRIBUTION] if score > 0 else []
+    remarks = [NO_LUNGS_FOUND if warning == NO_LUNGS else warning for warning in prepared.warnings]
     return {
         "label": bundle.labels[int(probabilities.argmax())],
         "probabilities": {name: float(p) for name, p in zip(bundle.labels, probabilities, strict=True)},
         "flags": [*unlike, *sorted(remarks, key=lambda flag: flag != NO_LUNGS_FOUND)],
-        "energy": score,
+        "novelty": score,
+        "energy": float(energy(logits[None], bundle.calibration.temperature)[0]),
     }
 
 

@@ -36,7 +36,7 @@ class Observer:
         metrics.PREDICTIONS.labels(answer.label).inc()
         metrics.CONFIDENCE.observe(answer.probabilities[answer.label])
         metrics.ENTROPY.observe(entropy)
-        metrics.OOD_SCORE.observe(answer.energy - self._bundle.calibration.energy_threshold)
+        metrics.OOD_SCORE.observe(answer.novelty)
         metrics.OUT_OF_DISTRIBUTION.inc(OUT_OF_DISTRIBUTION in answer.flags)
         metrics.NO_LUNGS.inc(NO_LUNGS_FOUND in answer.flags)
         _observe_input(features)

@@ -90,21 +90,7 @@ def test_energy_by_hand() -> None:
     np.testing.assert_allclose(log_softmax(logits, 1), logits + calibration.energy(logits)[:, None], atol=1e-9)
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.33])
-def test_threshold_keeps_to_the_false_alarm_rate(rate: float) -> None:
-    logits, _ = sample(200, 1.0)
-    flagged = (calibration.energy(logits) > calibration.energy_threshold(logits, rate)).mean()
-    assert rate - 1 / 200 <= flagged <= rate
-
-
-def test_weak_logits_are_flagged() -> None:
-    rng = np.random.default_rng(0)
-    known = 8 * np.eye(3)[rng.integers(0, 3, 100)] + rng.normal(size=(100, 3))
-    threshold = calibration.energy_threshold(known, 0.05)
-    assert (calibration.energy(rng.normal(size=(50, 3))) > threshold).all()
-
-
 @pytest.mark.parametrize("logits", [np.empty((0, 3)), np.array([[np.nan, 1, 2]]), np.ones(3)])
 def test_unusable_logits_are_refused(logits: np.ndarray) -> None:
     with pytest.raises(CovidnetError, match="expected finite logits"):
-        calibration.energy_threshold(logits, 0.05)
+        calibration.fit_temperature(logits, np.zeros(len(logits), int))

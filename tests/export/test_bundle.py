@@ -11,7 +11,7 @@ import toy_bundle
 
 from covidnet.errors import CovidnetError
 from covidnet.export import bundle
-from covidnet.export.bundle import Bundle, Calibration
+from covidnet.export.bundle import Bundle
 
 ALL = (*bundle.FILES, bundle.SUMS)
 
@@ -33,7 +33,7 @@ def test_contents_are_what_was_written(toy: Bundle) -> None:
     listing = " ".join(sorted(p.name for p in toy.path.glob("*.json")))
     assert listing == "calibration.json genotype.json labels.json preprocess.json"
     assert toy.labels == ("NCP", "CP", "Normal")
-    assert toy.calibration == Calibration(1.7, 1e9, 0.05)
+    assert toy.calibration.to_dict() == toy_bundle.CALIBRATION.to_dict()
     assert toy.preprocess["size"] == [8, 24, 24]
     assert toy.genotype == toy_bundle.GENOTYPE
 
@@ -109,12 +109,12 @@ def test_no_folder_is_no_bundle(tmp_path: Path) -> None:
         (
             "calibration.json",
             lambda _: {"temperature": 1.7},
-            r"calibration\.json: expected the numbers temp",
+            r"calibration\.json: expected the number temperature",
         ),
         (
             "calibration.json",
-            lambda tree: {**tree, "energy_threshold": "1"},
-            r"calibration\.json: expected the numbers",
+            lambda tree: {**tree, "novelty": {**tree["novelty"], "mean": [0]}},
+            r"calibration\.json: novelty: expected 67 finite means",
         ),
     ],
 )

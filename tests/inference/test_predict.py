@@ -2,14 +2,16 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import toy_bundle
 from PIL import Image
 
-from covidnet.data.preprocess import NO_LUNGS, Spec, prepare
+from covidnet.data.preprocess import NO_LUNGS, Prepared, Spec, prepare
 from covidnet.data.scan import Scan
 from covidnet.data.sources import read_scan
 from covidnet.errors import CovidnetError
@@ -74,23 +76,24 @@ def test_errors_do_not_carry_the_names_of_single_files(
     assert result["error"] == "the scan can't be read: Permission denied"
 
 
-def test_energy_above_the_threshold_is_flagged(toy: Bundle) -> None:
+def test_novelty_above_the_threshold_is_flagged(toy: Bundle) -> None:
     logits, probabilities = np.array([2.0, 1.0, 0.0], np.float32), np.array([0.5, 0.3, 0.2], np.float32)
-    # -T log sum exp(logits / T), Liu et al. 2020, by hand for T = 1.7
-    expected = -1.7 * np.log(np.exp(2 / 1.7) + np.exp(1 / 1.7) + 1)
-    for threshold, flags in ((expected - 1e-6, ["out-of-distribution"]), (expected + 1e-6, [])):
-        bundle = Bundle(
-            toy.path, toy.labels, toy.preprocess, Calibration(1.7, threshold, 0.05), toy.genotype, toy.version
-        )
-        found = interpret(logits, probabilities, [], bundle)
-        assert found["energy"] == pytest.approx(expected, abs=1e-6)
+    grey = Prepared(np.full(toy_bundle.SIZE, 100, np.uint8), ((0, 1), (0, 1), (0, 1)), {}, ())
+    distance = 100 * np.sqrt(32)  # 32 cells of mean 100, no spread, no steps
+    for threshold, flags in ((distance * 0.999, ["out-of-distribution"]), (distance * 1.001, [])):
+        bundle = replace(toy, calibration=Calibration(1.7, toy_bundle.detector(threshold)))
+        found = interpret(logits, probabilities, grey, bundle)
+        assert found["novelty"] == pytest.approx(np.log(distance / threshold), abs=1e-9)
         assert found["flags"] == flags
         assert found["label"] == "NCP"
+        # -T log sum exp(logits / T), Liu et al. 2020, by hand for T = 1.7
+        assert found["energy"] == pytest.approx(-1.7 * np.log(np.exp(2 / 1.7) + np.exp(1 / 1.7) + 1), abs=1e-6)
 
 
 def test_flags_come_before_remarks(toy: Bundle) -> None:
-    remarks = ["one slice was missing and interpolated", NO_LUNGS]
-    found = interpret(np.zeros(3, np.float32), np.full(3, 1 / 3, np.float32), remarks, toy)
+    remarks = ("one slice was missing and interpolated", NO_LUNGS)
+    black = Prepared(np.zeros(toy_bundle.SIZE, np.uint8), ((0, 1), (0, 1), (0, 1)), {}, remarks)
+    found = interpret(np.zeros(3, np.float32), np.full(3, 1 / 3, np.float32), black, toy)
     assert found["flags"] == ["no-lungs-found", "one slice was missing and interpolated"]
 
 

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from covidnet.data.preprocess import Spec
 from covidnet.data.scan import Scan
 from covidnet.data.sources import phantom
+from covidnet.evaluation.novelty import FEATURES, Detector
 from covidnet.export import bundle as bundles
 from covidnet.export import onnx
 
@@ -90,7 +91,7 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         genotype=genotype,
         preprocess=preprocess,
         labels=LABELS,
-        calibration=bundles.Calibration(temperature=1.5, energy_threshold=-100.0, false_alarm_rate=0.05),
+        calibration=bundles.Calibration(1.5, Detector(np.zeros(FEATURES), np.eye(FEATURES), 1e-6, 0.05)),  # flags all
         card="# Tiny\n",
     )
     return work / "bundle"

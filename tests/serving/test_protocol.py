@@ -70,7 +70,7 @@ def test_a_file_is_base64_in_json() -> None:
 
 def test_the_maps_come_on_request_only() -> None:
     volume = tensor("volume", VOLUME, "UINT8", [1, 2, 3, 4])
-    assert parse(volume).outputs == ("probabilities", "label", "energy", "flags")
+    assert parse(volume).outputs == ("probabilities", "label", "energy", "novelty", "flags")
     assert parse(volume, outputs=[{"name": "cam"}]).outputs == ("cam",)
 
 
@@ -171,7 +171,7 @@ def test_any_json_is_either_understood_or_refused(tree: object) -> None:
 
 def test_the_answers_of_both_protocols_say_the_same() -> None:
     answer = Answer(
-        "b", {"a": 0.25, "b": 0.75}, -1.5, ("odd",), np.ones((2, 1, 1, 1), np.float32), {"inference": 0.002}
+        "b", {"a": 0.25, "b": 0.75}, -1.5, 0.5, ("odd",), np.ones((2, 1, 1, 1), np.float32), {"inference": 0.002}
     )
     v1 = protocol.answer_v1([answer], "v", cam=True)["predictions"][0]
     request = Request((VOLUME,), "7", protocol.OUTPUTS)

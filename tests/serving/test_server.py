@@ -173,8 +173,9 @@ def test_an_answer_names_the_model_version_and_flags_and_times(server: "Server",
     assert answer["model_version"] == expected["bundle"]
     assert answer["label"] == expected["label"]
     assert answer["flags"] == expected["flags"]
-    assert "out-of-distribution" in answer["flags"]  # the fixture's threshold is below any energy
+    assert "out-of-distribution" in answer["flags"]  # the fixture's threshold is below any distance
     assert answer["energy"] == pytest.approx(expected["energy"], abs=1e-5)
+    assert answer["novelty"] == pytest.approx(expected["novelty"], abs=1e-5)
     assert set(answer["seconds"]) == set(expected["seconds"])
     response = by_rest(server, [file_tensor(nifti)])
     assert response.id == "7"
