@@ -18,6 +18,7 @@ Baseline = Literal["resnet3d101", "densenet3d121", "mc3_18"]
 Shape = tuple[
     Annotated[int, Field(ge=8, le=512)], Annotated[int, Field(ge=16, le=1024)], Annotated[int, Field(ge=16, le=1024)]
 ]
+NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # of a Kubernetes object
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Leak = Literal["patient-overlap", "split-inside-split", "duplicate-scan", "near-duplicate", "conflicting-label"]
 DATASET_CLASSES = {  # published datasets by name (covidnet.data.datasets) and the classes that they have
@@ -165,6 +166,49 @@ class Export(Section):
     )
 
 
+class Gate(Section):
+    """When a winner goes on to be exported and deployed (`pipelines`): every condition must be met."""
+
+    margin: float = Field(
+        -0.05, ge=-1, le=1, description="validation accuracy less that of the deployed model, else of the best baseline"
+    )
+    at_least: dict[str, float] = Field({"accuracy": 0.5}, description="figures of the winner on the test split")
+    at_most: dict[str, float] = Field({"ece_after": 0.15}, description="the same, upper bounds")
+
+
+class Deploy(Section):
+    """From the bundle to a served model on KServe (`pipelines`)."""
+
+    service: str | None = Field("covidnet", pattern=NAME, description="InferenceService; null deploys nothing")
+    namespace: str | None = Field(None, pattern=NAME, description="null: that of the run")
+    runtime: str = Field("covidnet", pattern=NAME, description="ServingRuntime")
+    model_format: str = "covidnet"
+    storage_uri: str | None = Field(
+        None, description="folder of the bundle as the cluster sees it; null: the artifact's"
+    )
+    gateway: str | None = Field(
+        None, description="ingress to send test scans through, where service names don't resolve"
+    )
+    scans: int = Field(8, ge=1, le=64, description="validation scans that the smoke test sends")
+    tolerance: float = Field(1e-3, gt=0, description="largest difference of a probability to that of the bundle")
+    steps: tuple[Annotated[int, Field(ge=1, le=99)], ...] = Field(
+        (10, 50), description="percent of the traffic, before 100"
+    )
+    watch_s: float = Field(60.0, ge=0, description="at every step")
+    pause_s: float = Field(0.2, ge=0, description="between two of the scans sent meanwhile")
+    max_error_rate: float = Field(0.01, ge=0, lt=1)
+    max_latency_ratio: float = Field(2.0, gt=0, description="95th percentile beside that of the service")
+    ready_timeout_s: float = Field(900.0, gt=0)
+    force: bool = Field(False, description="take fields over that somebody else applied")
+    registry: str | None = Field(None, description="address of a Kubeflow Model Registry; null registers nowhere")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Deploy":
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("deploy.steps must rise")
+        return self
+
+
 class Config(Section):
     """The whole of `params.yaml` after profile and overrides."""
 
@@ -180,6 +224,8 @@ class Config(Section):
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    gate: Gate = Gate()
+    deploy: Deploy = Deploy()
 
     @model_validator(mode="before")
     @classmethod
