@@ -19,6 +19,7 @@ Shape = tuple[
     Annotated[int, Field(ge=8, le=512)], Annotated[int, Field(ge=16, le=1024)], Annotated[int, Field(ge=16, le=1024)]
 ]
 NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # of a Kubernetes object
+Stride = Annotated[int, Field(ge=1, le=2)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Leak = Literal["patient-overlap", "split-inside-split", "duplicate-scan", "near-duplicate", "conflicting-label"]
 DATASET_CLASSES = {  # published datasets by name (covidnet.data.datasets) and the classes that they have
@@ -121,6 +122,11 @@ class Training(Section):
         "auto", description="auto: bfloat16 on CUDA, else float32"
     )
     evaluations: int = Field(6, ge=1, description="validation passes, evenly spaced; the best one is kept")
+    strides: tuple[Stride, Stride, Stride, Stride, Stride, Stride] | None = Field(
+        None,
+        description="of the found network's layers when it is retrained; null: the paper's, (2, 2, 2, 1, 2, 1). "
+        "(2, 2, 1, 1, 1, 1) makes its maps four times as fine, at about twice the compute per scan",
+    )
 
 
 class Budget(Section):

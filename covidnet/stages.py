@@ -7,6 +7,7 @@ does nothing where the folder is complete for the same inputs (`covidnet.folder`
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,7 @@ def retrain(config: Config, dataset: Path, searched: Path, out: Path, variant: s
         raise CovidnetError(
             f"{searched} was searched for classes {list(genotype.classes)}, the configuration has {list(config.classes)}"
         )
+    genotype = replace(genotype, strides=config.training.strides or ())
     description = of_genotype(genotype, _packed(config, dataset)[1])
     return _train(config, dataset, out, description, "retrain", {"genotype": searched / "genotype.json"})
 

@@ -5,8 +5,8 @@ searchable MBConv blocks, a 1x1x1 convolution, global average pooling and one li
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ class Genotype:
         channels: input channels.
         size: ``(D, H, W)`` the architecture was searched for; the network runs at any size.
         blocks: operation name per block, one list per layer.
+        strides: of the layers; empty, the space's own. Fewer halvings give finer class activation maps, for more compute.
     """
 
     variant: str
@@ -97,10 +98,12 @@ class Genotype:
     channels: int
     size: tuple[int, int, int]
     blocks: tuple[tuple[str, ...], ...]
+    strides: tuple[int, ...] = ()
 
     @property
     def space(self) -> Space:
-        return SPACES[self.variant]
+        space = SPACES[self.variant]
+        return replace(space, strides=self.strides) if self.strides else space
 
     @property
     def operations(self) -> list[Operation]:
@@ -116,6 +119,19 @@ class Genotype:
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "Genotype":
+        """Read what `to_dict` gave, or raise KeyError, TypeError or ValueError."""
+        SPACES[tree["variant"]]  # names the variant where there is no such space
+        return cls(
+            variant=tree["variant"],
+            classes=tuple(tree["classes"]),
+            channels=int(tree["channels"]),
+            size=tuple(tree["size"]),
+            blocks=tuple(tuple(layer) for layer in tree["blocks"]),
+            strides=tuple(tree.get("strides", ())),
+        )
+
+    @classmethod
     def load(cls, path: Path) -> "Genotype":
         """Read `genotype.json`.
 
@@ -124,15 +140,14 @@ class Genotype:
         """
         try:
             tree = json.loads(path.read_text())
-            space = SPACES[tree["variant"]]
-            blocks = tuple(tuple(layer) for layer in tree["blocks"])
-            genotype = cls(tree["variant"], tuple(tree["classes"]), int(tree["channels"]), tuple(tree["size"]), blocks)
+            genotype = cls.from_dict(tree)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise CovidnetError(
                 f"{path} is not a genotype (keys variant of {sorted(SPACES)}, classes, channels, size, blocks): {error}"
             ) from None
-        if tuple(len(layer) for layer in blocks) != space.blocks:
-            raise CovidnetError(f"{path}: expected {space.blocks} blocks per layer, found {[len(b) for b in blocks]}")
+        expected, found = genotype.space.blocks, [len(layer) for layer in genotype.blocks]
+        if tuple(found) != expected:
+            raise CovidnetError(f"{path}: expected {expected} blocks per layer, found {found}")
         _ = genotype.operations  # names an operation that the space doesn't have
         return genotype
 

@@ -66,10 +66,9 @@ def describe(folder: Path) -> Description:
         tree = json.loads((folder / "model.json").read_text())
         found = tree.get("genotype")
         if found:
-            layers = tuple(tuple(layer) for layer in found["blocks"])
-            found = Genotype(found["variant"], tuple(found["classes"]), found["channels"], tuple(found["size"]), layers)
+            found = Genotype.from_dict(found)
         return Description(tree["name"], tuple(tree["classes"]), tree["channels"], tuple(tree["size"]), found)
-    except (OSError, KeyError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CovidnetError(f"{folder} holds no trained model: model.json: {error}") from None
 
 

@@ -115,11 +115,12 @@ class Handler:
             logits, probabilities, cam = self._run(np.stack([scan.prepared.volume for scan in chunk])[:, None])
             inference_s = time.perf_counter() - started
             for row, scan in enumerate(chunk):
-                found = interpret(logits[row], probabilities[row], scan.prepared.warnings, self._bundle)
+                found = interpret(logits[row], probabilities[row], scan.prepared, self._bundle)
                 yield Answer(
                     label=found["label"],
                     probabilities=found["probabilities"],
                     energy=found["energy"],
+                    novelty=found["novelty"],
                     flags=tuple(found["flags"]),
                     cam=cam[row],
                     seconds={"decode": scan.decode_s, "preprocess": scan.preprocess_s, "inference": inference_s},

@@ -1,5 +1,7 @@
 """Facts that hold for every registered model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,3 +75,18 @@ def test_unknown_names_and_volumes_too_small_are_usage_errors():
         baselines.build("resnet3d50", 1, 3, (16, 64, 64))
     with pytest.raises(UsageError, match="at least 16x32x32"):
         baselines.build("mc3_18", 1, 3, (8, 64, 64))
+
+
+def test_fewer_halvings_give_finer_maps_from_the_same_weights(tmp_path):
+    blocks = tuple(("3x3_MBConv3", *("Identity",) * (n - 1)) for n in SPACES["S"].blocks)
+    coarse = Genotype("S", ("a", "b", "c"), 1, (16, 64, 64), blocks)
+    replace(coarse, strides=(2, 2, 1, 1, 1, 1)).save(tmp_path / "genotype.json")
+    fine = Genotype.load(tmp_path / "genotype.json")
+    model = covidnet3d.build(coarse).eval()
+    finer = covidnet3d.build(fine).eval()
+    finer.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert model.explain(torch.zeros(1, 1, 16, 64, 64))[1].shape == (1, 3, 1, 2, 2)
+        logits, cam = finer.explain(torch.randn(1, 1, 16, 64, 64))
+    assert cam.shape == (1, 3, 2, 8, 8)
+    torch.testing.assert_close(cam.mean(dim=(2, 3, 4)) + finer.head.bias, logits, atol=1e-5, rtol=0)
