@@ -1,8 +1,10 @@
-"""The whole chain on a few phantoms, as the verbs run it; what comes out is the contract of the design document."""
+"""The whole chain on a few phantoms, as `dvc repro` runs it; what comes out is the contract of the design document."""
 
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +22,12 @@ PARAMS = {
     "baselines": ["densenet3d121"],
     "evaluate": {"bootstrap": 100, "overlays": 1},
 }
-CHAIN = (["ingest"], ["baseline", "--model", "densenet3d121"], ["search"], ["retrain"], ["evaluate"], ["export"])
+REPOSITORY = Path(__file__).parent.parent
 
 
 def start(arguments, cwd):
     command = [sys.executable, "-m", "covidnet.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -38,14 +40,41 @@ def run(arguments, cwd):
     return out, err
 
 
+def dvc(*arguments, cwd):
+    """What a user's `dvc …` prints in that folder."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(cwd), "PATH": path}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """A folder in which every stage has run once."""
+    """A clone with a small configuration, in which `dvc repro` has run once."""
     folder = tmp_path_factory.mktemp("chain")
-    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    for arguments in CHAIN:
-        run(arguments, folder)
+    for name in ("covidnet", ".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(REPOSITORY / name, folder / name)
+    params = merge(yaml.safe_load((REPOSITORY / "params.yaml").read_text()), PARAMS)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "clone"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    dvc("repro", cwd=folder)
     return folder
+
+
+def merge(base, changes):
+    """``base`` with nested values replaced."""
+    return {
+        **base,
+        **{key: merge(base[key], value) if isinstance(value, dict) else value for key, value in changes.items()},
+    }
 
 
 pytestmark = pytest.mark.slow
@@ -68,7 +97,7 @@ def test_the_packed_dataset_is_as_designed(chain):
     assert scans.shape == (90, 16, 32, 32)
     with (dataset / "manifest.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == [
+    assert list(rows[0])[:9] == [
         "scan_id", "patient_id", "label", "split", "source", "sha256", "spacing", "slices", "warnings",
     ]  # fmt: skip
     splits = {
@@ -122,7 +151,7 @@ def test_predict_runs_from_the_bundle_alone_without_torch(chain, tmp_path):
         "assert 'torch' not in sys.modules"
     )
     bundle = chain / "results/export/bundle"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
         [sys.executable, "-c", code, str(bundle)],
         cwd=tmp_path,
@@ -147,8 +176,6 @@ def test_a_stage_that_is_complete_says_so_and_does_nothing(chain):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_search_leaves_nothing_whole_and_ends_right_when_run_again(chain, tmp_path, how):
     """The same result as the uninterrupted one, to the last digit."""
-    import shutil
-
     shutil.copytree(chain / "results/dataset", tmp_path / "results/dataset")
     (tmp_path / "params.yaml").write_text((chain / "params.yaml").read_text())
     process = start(["search"], tmp_path)
@@ -169,3 +196,43 @@ def test_a_killed_search_leaves_nothing_whole_and_ends_right_when_run_again(chai
 def test_a_changed_parameter_of_one_stage_leaves_the_others_complete(chain):
     _, err = run(["retrain", "-S", "evaluate.bootstrap=150"], chain)
     assert "nothing to do" in err
+
+
+EVERY_MODEL = {"baseline@densenet3d121", "retrain@S"}
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ({"data": {"min_slices": 9}}, {"ingest", "evaluate", "export"}),
+        ({"training": {"lr": 0.001}}, {*EVERY_MODEL, "evaluate"}),
+        ({"search": {"alpha_lr": 0.01}}, {"search@S"}),
+        ({"augment": {"noise": 0.0}}, {*EVERY_MODEL, "search@S"}),
+        ({"evaluate": {"bootstrap": 150}}, {"evaluate"}),
+        ({"export": {"false_alarm_rate": 0.1}}, {"export"}),
+    ],
+)
+def test_a_parameter_is_declared_by_the_stages_that_read_it(chain, change, stages):
+    """What else must run follows from the outputs: a stage whose inputs come out the same is skipped."""
+    assert json.loads(dvc("status", "--json", cwd=chain)) == {}
+    kept = (chain / "params.yaml").read_text()
+    try:
+        (chain / "params.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(kept), change), sort_keys=False))
+        assert set(json.loads(dvc("status", "--json", cwd=chain))) == stages
+    finally:
+        (chain / "params.yaml").write_text(kept)
+
+
+def test_an_experiment_reruns_only_what_depends_on_its_parameter_and_can_be_compared(chain, tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(chain, clone)
+    told = dvc("exp", "run", "-S", "evaluate.bootstrap=150", cwd=clone)
+    assert set(re.findall(r"Running stage '(.+)'", told)) == {"evaluate", "export"}
+    assert "'search@S' didn't change, skipping" in told
+    changed = json.loads(dvc("params", "diff", "--json", cwd=clone))
+    assert changed == {"params.yaml": {"evaluate.bootstrap": {"old": 100, "new": 150, "diff": 50}}}
+    shown = json.loads(dvc("metrics", "show", "--json", cwd=clone))[""]["data"]
+    assert {Path(name).parent.name for name in shown} == {"evaluate", "S", "export"}
+    page = Path(dvc("plots", "show", "--out", "plots", cwd=clone).strip().removeprefix("file://")).read_text()
+    for column in ("false_positive_rate", "predicted", "expected_size_mib"):
+        assert column in page
