@@ -73,14 +73,43 @@ def inspect(
         print(f"{name:<14}{'; '.join(value) or 'none' if name == 'warnings' else value}")
 
 
-@app.command(epilog=_example("covidnet ingest", "covidnet ingest -S data.source=nifti -S data.root=/data/mosmed"))
-def ingest(params: Params = None, overrides: Override = None, out: Out = None, as_json: Json = False) -> None:
+@app.command(
+    epilog=_example(
+        "covidnet ingest",
+        "covidnet ingest -S data.source=nifti -S data.root=/data/mosmed",
+        "covidnet ingest --shard 1/4    # on four machines, 1/4 to 4/4; then once:",
+        "covidnet ingest --merge",
+        "covidnet ingest --where NCP/3f2a9c81b0de-000    # of rejected.csv",
+    )
+)
+def ingest(
+    params: Params = None,
+    overrides: Override = None,
+    out: Out = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Read only every N-th scan, into OUT.shards; then --merge.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Make the dataset from its shards.")] = False,
+    where: Annotated[
+        str | None, typer.Option(metavar="ID", help="Say where a scan of rejected.csv or manifest.csv lies, and stop.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Source to packed dataset: decode, orient, crop to the lungs, window, resize, split by patient."""
     from covidnet import stages
 
     config = _config(params, overrides)
     target = out or stages.dataset_of(config)
-    _say(stages.ingest(config, target), target, as_json)
+    if where is not None:
+        from covidnet.data.ingest import path_of
+
+        path = str(path_of(config, where))
+        print(json.dumps({"path": path}) if as_json else path)
+    elif shard is not None:
+        numbers = _shard(shard)
+        _say(stages.ingest_shard(config, target, numbers), stages.shards_of(target), as_json)
+    else:
+        _say(stages.ingest(config, target, merge=merge), target, as_json)
 
 
 @app.command(
@@ -309,6 +338,15 @@ def _serving(verb: str) -> Path:
     if spec is None or spec.origin is None:
         raise UsageError(f"covidnet {verb} needs the package serving: run it in the repository")
     return Path(spec.origin).parent
+
+
+def _shard(text: str) -> tuple[int, int]:
+    from covidnet.errors import UsageError
+
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, e.g. 1/4")
+    return int(number), int(count)
 
 
 def _size(text: str) -> tuple[int, int, int]:

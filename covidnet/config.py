@@ -67,6 +67,8 @@ class Data(Section):
     validation: Fraction = Field(0.12, description="share of patients per class")
     test: Fraction = Field(0.18, description="share of patients per class")
     workers: int = Field(0, ge=0, description="processes; 0: one per core")
+    seconds_per_scan: float = Field(300.0, gt=0, description="a scan that takes longer to read is rejected")
+    memory_gib: float = Field(4.0, gt=0, description="a scan that takes more memory to read is rejected (Linux)")
     phantom: Phantom = Phantom()
 
     @field_validator("allow", mode="before")

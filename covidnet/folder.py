@@ -104,11 +104,11 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, or of a folder's relative names and contents (provenance left out: it has times in it)."""
+    """sha256 of a file, or of a folder's relative names and contents (provenance and hidden files have times in them)."""
     if path.is_file():
         return _sha256(path)
     total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != PROVENANCE):
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != PROVENANCE and p.name[0] != "."):
         total.update(f"{file.relative_to(path)}\0{_sha256(file)}\n".encode())
     return total.hexdigest()
 

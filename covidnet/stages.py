@@ -55,16 +55,34 @@ def candidates_of(config: Config) -> list[Path]:
     return found + [baseline_of(config, model) for model in config.baselines]
 
 
-def ingest(config: Config, out: Path) -> Metrics:
-    """Source to packed dataset (`covidnet.data.ingest`) with a contact sheet."""
+def shards_of(dataset: Path) -> Path:
+    """Folder of a dataset's shards."""
+    return dataset.with_name(dataset.name + ".shards")
+
+
+def ingest_shard(config: Config, dataset: Path, shard: tuple[int, int]) -> Metrics:
+    """Read every n-th scan of the source, into a folder of its own under `shards_of` the dataset."""
+    from covidnet.data import ingest as data_ingest
+
+    out = shards_of(dataset) / f"{shard[0]}-of-{shard[1]}"
+    with folder.write(out, "ingest-shard", {**_ingest_parameters(config), "shard": shard}, {}) as work:
+        if work is None:
+            return _unchanged(out)
+        metrics = data_ingest.ingest_shard(config, work, shard)
+        folder.write_json(work / "metrics.json", metrics)
+    return metrics
+
+
+def ingest(config: Config, out: Path, *, merge: bool = False) -> Metrics:
+    """Source to packed dataset (`covidnet.data.ingest`) with a contact sheet; with ``merge``, from its shards."""
     from covidnet.data import contact_sheet, datasets, packed
     from covidnet.data import ingest as data_ingest
 
-    inputs = {} if config.data.source == "phantom" else data_ingest.listing(config)
-    with folder.write(out, "ingest", {**_parameters(config, "data", "classes", "seed"), **inputs}, {}) as work:
+    shards = sorted(shards_of(out).glob("*-of-*[0-9]")) if merge else []
+    with folder.write(out, "ingest", _ingest_parameters(config), {}) as work:
         if work is None:
             return _unchanged(out)
-        metrics = data_ingest.ingest(config, work)
+        metrics = data_ingest.merge(config, shards, work) if merge else data_ingest.ingest(config, work, out)
         if config.data.splits is not None:
             metrics |= datasets.write_missing(config.data, work / "missing.csv")
         contact_sheet.write(packed.read(work), config.classes, work / "contact_sheet.png")
@@ -244,6 +262,15 @@ def _device() -> "torch.device":
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _ingest_parameters(config: Config) -> dict[str, Any]:
+    """All that a packed dataset depends on: settings, but not how many processes worked, and what the raw files are."""
+    from covidnet.data import ingest as data_ingest
+
+    parameters = _parameters(config, "data", "classes", "seed")
+    del parameters["data"]["workers"]
+    return parameters | ({} if config.data.source == "phantom" else data_ingest.listing(config))
 
 
 def _parameters(config: Config, *names: str) -> dict[str, Any]:

@@ -1,41 +1,39 @@
-"""Source to packed dataset: every scan decoded, prepared and written in its row, or listed in `rejected.csv`."""
+"""Source to packed dataset: every scan decoded, prepared and written in its row, or listed in `rejected.csv`.
+
+A scan is read once. What it became is kept beside the target until the dataset is whole, so that a killed run goes on
+where it was; shards are such folders, made on several machines and merged; and a scan that the former dataset already
+holds, unchanged, is taken from there.
+"""
 
 import csv
+import glob
 import hashlib
-import multiprocessing
-import os
+import json
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from covidnet import __version__, folder
 from covidnet.config import Config, Data
-from covidnet.data import packed, splits
-from covidnet.data.preprocess import Prepared, Spec, crop_and_resize, prepare
-from covidnet.data.sources import ScanRef, discover, phantom, read_scan
-from covidnet.errors import CovidnetError, ScanError, UsageError
+from covidnet.data import packed, splits, worker
+from covidnet.data.preprocess import Spec
+from covidnet.data.records import Finished, Record, pack
+from covidnet.data.sources import ScanRef, discover, keyed_hash, phantom
+from covidnet.errors import CovidnetError, UsageError
 from covidnet.progress import progress
 
-
-@dataclass(frozen=True, slots=True)
-class Ingested:
-    """One scan as a worker hands it back; ``reason`` is set where it was rejected."""
-
-    index: int
-    reason: str | None = None
-    prepared: Prepared | None = None
-    lesions: np.ndarray | None = None
-    source: str = ""
-    slices: int = 0
-    spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+Shard = tuple[int, int]  # number, from 1, and of how many
+Found = list[tuple[Record, Finished]]  # in the order of the references
 
 
-def ingest(config: Config, out: Path) -> dict[str, float]:
+def ingest(config: Config, out: Path, target: Path | None = None) -> dict[str, float]:
     """Read the configured source and write a packed dataset into ``out``.
+
+    Args:
+        target: where the dataset will lie in the end, if not in ``out``. Scans that are there already, unchanged, aren't
+            read again, and their patients stay in their splits.
 
     Returns:
         counts: scans, rejected, and scans per split and class.
@@ -44,30 +42,50 @@ def ingest(config: Config, out: Path) -> dict[str, float]:
         CovidnetError: nothing to read, too many scans rejected, or too few patients for the splits.
         UsageError: the source's settings don't fit what is there.
     """
+    target = target or out
     refs = references(config)
+    former = Finished(target, config.data.size) if folder.is_complete(target) else None
+    unfinished = target.with_name(target.name + ".unfinished")
+    found = _read(config, list(enumerate(refs)), unfinished, former)
+    result = _write(config, refs, found, out, _kept_splits(config, target) if former else {})
+    shutil.rmtree(unfinished)
+    return result
+
+
+def ingest_shard(config: Config, out: Path, shard: Shard) -> dict[str, float]:
+    """Read every n-th scan of the source into ``out``, for `merge`.
+
+    Raises:
+        UsageError: the source's settings don't fit what is there.
+    """
+    number, count = shard
+    tasks = list(enumerate(references(config)))[number - 1 :: count]
+    unfinished = out.with_name(out.name + ".unfinished")
+    found = _read(config, tasks, unfinished, None)
     out.mkdir(parents=True, exist_ok=True)
-    data, spec = config.data, spec_of(config.data)
-    scans = np.lib.format.open_memmap(out / "scans.all.npy", "w+", np.uint8, (len(refs), *data.size))
-    has_lesions = data.source == "phantom"
-    lesions = np.lib.format.open_memmap(out / "lesions.all.npy", "w+", np.uint8, scans.shape) if has_lesions else None
-    found: list[Ingested] = []
-    with progress(f"ingest {data.source}", len(refs)) as advance:
-        for item in _work(refs, config, spec):
-            if item.prepared is not None:
-                scans[item.index] = item.prepared.volume
-                if lesions is not None and item.lesions is not None:
-                    lesions[item.index] = item.lesions
-            found.append(item)
-            advance()
-    kept = [item for item in found if item.reason is None]
-    _write_rejected(out / "rejected.csv", refs, found)
-    _check_rejected(data, refs, found, out)
-    _pack(out, "scans", scans, kept)
-    if lesions is not None:
-        _pack(out, "lesions", lesions, kept)
-    rows = _rows(config, refs, kept, np.load(out / "scans.npy", mmap_mode="r"))
-    packed.write_manifest(out / "manifest.csv", rows)
-    return counts(rows, len(found) - len(kept))
+    pack(out, found, config.data.size)
+    shutil.rmtree(unfinished)
+    rejected = sum(bool(record.reason) for record, _ in found)
+    return {"scans": len(found) - rejected, "rejected": rejected}
+
+
+def merge(config: Config, shards: Sequence[Path], out: Path) -> dict[str, float]:
+    """Write the packed dataset that `ingest` would have written, from the shards of all scans.
+
+    Raises:
+        CovidnetError: a scan is in no shard, or as for `ingest`.
+    """
+    refs = references(config)
+    stores = [Finished(shard, config.data.size) for shard in shards]
+    by_key = {key: store for store in stores for key in store.found}
+    keys = [_identity(config, index, ref)[0] for index, ref in enumerate(refs)]
+    missing = sum(key not in by_key for key in keys)
+    if missing:
+        raise CovidnetError(
+            f"{missing} of {len(refs)} scans are in none of the {len(shards)} shards; ingest every shard of the same "
+            "data with the same settings (`covidnet ingest --shard I/N` for I from 1 to N), then merge"
+        )
+    return _write(config, refs, [(by_key[key].found[key][0], by_key[key]) for key in keys], out, {})
 
 
 def references(config: Config) -> list[ScanRef]:
@@ -83,6 +101,19 @@ def references(config: Config) -> list[ScanRef]:
         raise UsageError(f"data.source phantom makes the classes {list(phantom.LABELS)}; found {unknown} in classes")
     labels = [config.classes[i % len(config.classes)] for i in range(config.data.phantom.patients)]
     return [ScanRef(f"phantom-{i:05d}", f"phantom-{i:05d}", label, Path()) for i, label in enumerate(labels)]
+
+
+def path_of(config: Config, scan: str) -> Path:
+    """Where the raw scan lies that the outputs name by ``[<class>/]<scan_id>`` only.
+
+    Raises:
+        UsageError: the source has no such scan.
+    """
+    scan_id = scan.rpartition("/")[2]
+    for ref in references(config):
+        if ref.scan_id == scan_id:
+            return ref.path
+    raise UsageError(f"no scan {scan_id} in data.root; the key (COVIDNET_PATIENT_KEY) may be another than at ingest")
 
 
 def listing(config: Config) -> dict[str, str]:
@@ -123,66 +154,92 @@ def counts(rows: Sequence[packed.Row], rejected: int) -> dict[str, float]:
     }
 
 
-def _work(refs: list[ScanRef], config: Config, spec: Spec) -> Iterator[Ingested]:
-    workers = config.data.workers or os.cpu_count() or 1
-    if workers == 1 or len(refs) < 4:
-        for index, ref in enumerate(refs):
-            yield load(index, ref, config, spec)
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers fill the cores; BLAS threads of their own would fight
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context) as pool:
-        try:
-            yield from pool.map(load, range(len(refs)), refs, [config] * len(refs), [spec] * len(refs), chunksize=4)
-        except BrokenProcessPool:
-            raise CovidnetError(
-                "a worker process died while reading a scan (out of memory, or a decoder crashed); "
-                "set data.workers to 1 to see which scan it is"
-            ) from None
+def _read(config: Config, tasks: list[tuple[int, ScanRef]], unfinished: Path, former: Finished | None) -> Found:
+    """What every scan became: taken from where it is finished already, else read now and kept in ``unfinished``."""
+    store = Finished(unfinished, config.data.size, writable=True)
+    scratch = unfinished / "unpacked"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    scratch.mkdir()
+    identities = [_identity(config, index, ref) for index, ref in tasks]
+    places: dict[str, Finished] = {}
+    for key, changed in identities:
+        earlier = former.look_up(key, changed) if former else None
+        if former and earlier and not earlier.reason:
+            places[key] = former
+        elif store.look_up(key, changed):
+            places[key] = store
+    # a published list may name a scan twice; it is read once
+    identity_of = dict(zip((index for index, _ in tasks), identities, strict=True))
+    unread = {identity_of[index][0]: (index, ref) for index, ref in reversed(tasks)}
+    todo = sorted((task for key, task in unread.items() if key not in places), key=lambda task: task[0])
+    with progress(f"ingest {config.data.source}", len(unread), len(unread) - len(todo)) as advance:
+        for index, scan in worker.run(todo, config, spec_of(config.data), scratch):
+            key, changed = identity_of[index]
+            store.add(*_record(key, changed, scan))
+            places[key] = store
+            advance()
+    shutil.rmtree(scratch)
+    return [(places[key].found[key][0], places[key]) for key, _ in identities]
 
 
-def load(index: int, ref: ScanRef, config: Config, spec: Spec) -> Ingested:
-    """Read and prepare one scan; a scan that can't be used comes back with a reason."""
+def _identity(config: Config, index: int, ref: ScanRef) -> tuple[str, str]:
+    """What a scan's volume depends on, without a look into its files; and when they changed."""
     data = config.data
-    try:
-        if data.source == "phantom":
-            made = phantom.generate(
-                ref.label, seed=config.seed, index=index, difficulty=data.phantom.difficulty, detail=data.phantom.detail
-            )
-            scan, mask = made.scan, made.lesions
-        else:
-            scan, mask = read_scan(ref.path), None
-        if scan.shape[0] < data.min_slices:
-            raise ScanError(f"expected at least {data.min_slices} slices (data.min_slices), found {scan.shape[0]}")
-        prepared = prepare(scan, spec)
-    except (ScanError, UsageError) as error:  # a UsageError here: the path went away since it was listed
-        return Ingested(index, reason=str(error))
-    except MemoryError:
-        return Ingested(index, reason="out of memory while reading this scan")
-    lesions = None
-    if mask is not None:
-        # a lesion smaller than a voxel of the packed volume still has to be there to be hit
-        lesions = (crop_and_resize(mask.astype(np.float32), prepared.box, data.size) > 0.25).astype(np.uint8)
-    return Ingested(
-        index,
-        prepared=prepared,
-        lesions=lesions,
-        source=scan.format,
-        slices=scan.shape[0],
-        spacing_mm=scan.spacing_mm,
+    how: list[Any] = [__version__, spec_of(data).to_dict(), data.min_slices, data.seconds_per_scan, data.memory_gib]
+    if data.source == "phantom":
+        what: list[Any] = [config.seed, index, ref.label, data.phantom.difficulty, data.phantom.detail]
+        return keyed_hash(json.dumps([how, what])), ""
+    root = Path(str(data.root))
+    if ref.path.is_dir():
+        files = sorted(ref.path.rglob("*"))
+    else:  # the voxels of a .mhd lie beside it
+        files = (
+            sorted(ref.path.parent.glob(f"{glob.escape(ref.path.stem)}.*")) if ref.path.suffix == ".mhd" else [ref.path]
+        )
+    stats = [path.lstat() for path in files]
+    names = [(str(path.relative_to(root)), stat.st_size) for path, stat in zip(files, stats, strict=True)]
+    times = [stat.st_mtime_ns for stat in stats]
+    return keyed_hash(json.dumps([how, data.source, names])), hashlib.sha256(repr(times).encode()).hexdigest()[:16]
+
+
+def _record(key: str, changed: str, scan: worker.Ingested) -> tuple[Record, list[Any]]:
+    if scan.prepared is None:
+        return Record(key, changed, scan.reason), []
+    record = Record(
+        key,
+        changed,
+        source=scan.source,
+        sha256=hashlib.sha256(scan.prepared.volume.tobytes()).hexdigest(),
+        spacing=";".join(f"{mm:.4g}" for mm in scan.spacing_mm),
+        slices=scan.slices,
+        warnings="; ".join(scan.prepared.warnings),
     )
+    return record, [scan.prepared.volume, *([] if scan.lesions is None else [scan.lesions])]
 
 
-def _rows(config: Config, refs: list[ScanRef], kept: list[Ingested], scans: np.ndarray) -> list[packed.Row]:
-    chosen = [refs[item.index] for item in kept]
-    data = config.data
-    shares = {"train": 1 - data.validation - data.test, "validation": data.validation, "test": data.test}
+def _write(
+    config: Config, refs: list[ScanRef], found: Found, out: Path, kept_splits: dict[str, str]
+) -> dict[str, float]:
+    """The packed dataset of finished scans, whatever folders they are in."""
+    out.mkdir(parents=True, exist_ok=True)
+    records = [record for record, _ in found]
+    _write_rejected(out / "rejected.csv", refs, records)
+    _check_rejected(config.data, records, out)
+    pack(out, found, config.data.size)
+    rows = _rows(config, refs, records, kept_splits)
+    packed.write_manifest(out / "manifest.csv", rows)
+    return counts(rows, len(records) - len(rows))
+
+
+def _rows(config: Config, refs: list[ScanRef], records: list[Record], kept_splits: dict[str, str]) -> list[packed.Row]:
+    kept = [(ref, record) for ref, record in zip(refs, records, strict=True) if not record.reason]
     by_scan = splits.of_scans(
-        [ref.patient_id for ref in chosen],
-        [ref.label for ref in chosen],
-        [ref.split for ref in chosen],
-        shares,
+        [ref.patient_id for ref, _ in kept],
+        [ref.label for ref, _ in kept],
+        [ref.split for ref, _ in kept],
+        _shares(config.data),
         config.seed,
+        kept_splits,
     )
     return [
         packed.Row(
@@ -190,39 +247,46 @@ def _rows(config: Config, refs: list[ScanRef], kept: list[Ingested], scans: np.n
             patient_id=ref.patient_id,
             label=ref.label,
             split=split,
-            source=item.source,
-            sha256=hashlib.sha256(volume.tobytes()).hexdigest(),
-            spacing=";".join(f"{mm:.4g}" for mm in item.spacing_mm),
-            slices=item.slices,
-            warnings="; ".join(item.prepared.warnings) if item.prepared else "",
+            source=record.source,
+            sha256=record.sha256,
+            spacing=record.spacing,
+            slices=record.slices,
+            warnings=record.warnings,
             severity=ref.severity,
         )
-        for ref, split, item, volume in zip(chosen, by_scan, kept, scans, strict=True)
+        for (ref, record), split in zip(kept, by_scan, strict=True)
     ]
 
 
-def _pack(out: Path, name: str, everything: np.ndarray, kept: list[Ingested]) -> None:
-    """Close the gaps that rejected scans left in an array."""
-    target = np.lib.format.open_memmap(out / f"{name}.npy", "w+", np.uint8, (len(kept), *everything.shape[1:]))
-    for row, item in enumerate(kept):
-        target[row] = everything[item.index]
-    target.flush()
-    (out / f"{name}.all.npy").unlink()
+def _shares(data: Data) -> dict[str, float]:
+    return {"train": 1 - data.validation - data.test, "validation": data.validation, "test": data.test}
 
 
-def _write_rejected(path: Path, refs: list[ScanRef], found: list[Ingested]) -> None:
+def _kept_splits(config: Config, former: Path) -> dict[str, str]:
+    """Patient to split of the former dataset, where it was split by the same rule."""
+    then = folder.provenance(former)["parameters"]
+    rule = {**_shares(Data.model_validate(then["data"])), "seed": then["seed"]}
+    if rule != {**_shares(config.data), "seed": config.seed}:
+        return {}
+    return {row.patient_id: row.split for row in packed.read_manifest(former / "manifest.csv")}
+
+
+def _write_rejected(path: Path, refs: list[ScanRef], records: list[Record]) -> None:
+    """Class and pseudonym in place of the path, which may carry a patient's name; `covidnet ingest --where` finds it."""
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["path", "reason"])
-        writer.writerows([refs[item.index].path, item.reason] for item in found if item.reason is not None)
+        rejected = ((ref, record) for ref, record in zip(refs, records, strict=True) if record.reason)
+        writer.writerows([f"{ref.label}/{ref.scan_id}", record.reason] for ref, record in rejected)
 
 
-def _check_rejected(data: Data, refs: list[ScanRef], found: list[Ingested], out: Path) -> None:
-    reasons = Counter(item.reason for item in found if item.reason is not None)
+def _check_rejected(data: Data, records: list[Record], out: Path) -> None:
+    reasons = Counter(record.reason for record in records if record.reason)
     rejected = sum(reasons.values())
-    if rejected > data.max_rejected * len(refs):
-        listing = "\n".join(f"  {count} x {reason}" for reason, count in reasons.most_common(5))
+    if rejected > data.max_rejected * len(records):
+        listed = "\n".join(f"  {count} x {reason}" for reason, count in reasons.most_common(5))
         raise CovidnetError(
-            f"{rejected} of {len(refs)} scans were rejected, more than data.max_rejected allows ({data.max_rejected:.0%}):\n"
-            f"{listing}\nEach is listed in {out / 'rejected.csv'}; mend or remove them, or raise data.max_rejected."
+            f"{rejected} of {len(records)} scans were rejected, more than data.max_rejected allows "
+            f"({data.max_rejected:.0%}):\n{listed}\nEach is listed in {out / 'rejected.csv'}, and `covidnet ingest "
+            "--where ID` says where it lies; mend or remove them, or raise data.max_rejected."
         )

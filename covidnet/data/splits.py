@@ -1,14 +1,20 @@
 """Patient-level, class-stratified splits: a patient's scans are always on one side."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from covidnet.errors import CovidnetError
 
 
-def assign(patients: Sequence[str], labels: Sequence[str], shares: dict[str, float], seed: int) -> dict[str, str]:
+def assign(
+    patients: Sequence[str],
+    labels: Sequence[str],
+    shares: dict[str, float],
+    seed: int,
+    kept: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Split patients, within each class, in the given shares.
 
     Args:
@@ -16,6 +22,7 @@ def assign(patients: Sequence[str], labels: Sequence[str], shares: dict[str, flo
         labels: class of each scan; a patient with several classes counts as the most frequent one.
         shares: split name to share; they add up to 1, and every split gets at least one patient of each class.
         seed: of the shuffle.
+        kept: patient to split, of patients that stay where they were; new ones fill the splits up to their shares.
 
     Returns:
         split name per patient.
@@ -32,13 +39,19 @@ def assign(patients: Sequence[str], labels: Sequence[str], shares: dict[str, flo
                 "add patients of that class, or give the split per scan in a CSV (data.labels, column split)"
             )
         order = [members[i] for i in rng.permutation(len(members))]
-        for name, part in zip(shares, _parts(len(order), list(shares.values())), strict=True):
-            chosen |= dict.fromkeys(order[part], name)
+        old = {patient: kept[patient] for patient in order if kept and patient in kept}
+        new = [patient for patient in order if patient not in old]
+        chosen |= old | dict(zip(new, _places(len(order), shares, Counter(old.values())), strict=True))
     return chosen
 
 
 def of_scans(
-    patients: Sequence[str], labels: Sequence[str], given: Sequence[str | None], shares: dict[str, float], seed: int
+    patients: Sequence[str],
+    labels: Sequence[str],
+    given: Sequence[str | None],
+    shares: dict[str, float],
+    seed: int,
+    kept: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Split of each scan: as given, and open ones (None) by `assign` over the splits that are given to no scan.
 
@@ -52,7 +65,7 @@ def of_scans(
     over = {name: share for name, share in shares.items() if name not in given} or shares
     if over != shares:
         over = {name: share / sum(over.values()) for name, share in over.items()}
-    chosen = assign([patients[i] for i in still_open], [labels[i] for i in still_open], over, seed)
+    chosen = assign([patients[i] for i in still_open], [labels[i] for i in still_open], over, seed, kept)
     return [split or chosen[patient] for patient, split in zip(patients, given, strict=True)]
 
 
@@ -67,8 +80,11 @@ def _by_class(patients: Sequence[str], labels: Sequence[str]) -> dict[str, list[
     return classes
 
 
-def _parts(total: int, shares: list[float]) -> list[slice]:
-    counts = [max(1, round(total * share)) for share in shares]
-    counts[counts.index(max(counts))] += total - sum(counts)  # the largest split takes what rounding left
-    ends = np.cumsum(counts)
-    return [slice(int(end - count), int(end)) for count, end in zip(counts, ends, strict=True)]
+def _places(total: int, shares: dict[str, float], taken: Counter[str]) -> list[str]:
+    """Split of each patient that has none yet, such that all of them come closest to the shares."""
+    counts = {name: max(1, round(total * share)) for name, share in shares.items()}
+    counts[max(counts, key=lambda name: counts[name])] += total - sum(counts.values())  # what rounding left
+    free = {name: max(0, counts[name] - taken[name]) for name in counts}
+    while sum(free.values()) > total - sum(taken.values()):  # a split has more than its share already
+        free[max(free, key=lambda name: free[name])] -= 1
+    return [name for name, count in free.items() for _ in range(count)]

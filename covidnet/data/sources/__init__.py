@@ -5,10 +5,10 @@ from typing import Any
 
 from covidnet.data.scan import Scan
 from covidnet.data.sources import archive, dicom, nifti, slices
-from covidnet.data.sources.discovery import ScanRef, discover, pseudonym
+from covidnet.data.sources.discovery import ScanRef, discover, keyed_hash, pseudonym
 from covidnet.errors import ScanError, UsageError
 
-__all__ = ["ScanRef", "discover", "facts", "pseudonym", "read_scan"]
+__all__ = ["ScanRef", "discover", "facts", "keyed_hash", "pseudonym", "read_scan"]
 
 SUPPORTED = (
     "a DICOM file, a folder or zip of one DICOM series, a NIfTI (.nii, .nii.gz), NRRD or MetaImage (.nrrd, .mha, .mhd) "

@@ -48,15 +48,19 @@ class _Found:
     severity: str = ""
 
 
-def pseudonym(text: str) -> str:
-    """Twelve hex digits that stand for a patient: a keyed hash (HMAC-SHA256), the same for the same text and key.
+def keyed_hash(text: str) -> str:
+    """HMAC-SHA256 under the key in the environment variable COVIDNET_PATIENT_KEY, as 64 hex digits.
 
-    The key is the environment variable COVIDNET_PATIENT_KEY. Without it a fixed key is used, under which anyone can
-    recompute the pseudonym of a known identifier: only a key of your own, kept apart from the data, makes it
-    irreversible.
+    Without it a fixed key is used, under which anyone can recompute the hash of a known identifier: only a key of your
+    own, kept apart from the data, makes it irreversible.
     """
     key = os.environ.get("COVIDNET_PATIENT_KEY", "").encode() or FIXED_KEY
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:12]
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def pseudonym(text: str) -> str:
+    """Twelve hex digits that stand for a patient: the same for the same text and key (see `keyed_hash`)."""
+    return keyed_hash(text)[:12]
 
 
 def discover(data: Data, classes: tuple[str, ...]) -> list[ScanRef]:
