@@ -265,12 +265,16 @@ def export(
     epilog=_example(
         "covidnet predict scan.nii.gz --bundle results/export/bundle",
         "covidnet predict series/ more/*.nii.gz --bundle results/export/bundle --explain overlays/",
+        "covidnet predict series/ --bundle B --explain overlays/ --explain-format gif,nifti,dicom-seg",
     )
 )
 def predict(
     paths: Annotated[list[Path], typer.Argument(help="Scans: DICOM series folders, NIfTI files, folders of slices.")],
     bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
-    explain: Annotated[Path | None, typer.Option(help="Folder for class activation map overlays (PNG).")] = None,
+    explain: Annotated[Path | None, typer.Option(help="Folder for class activation maps.")] = None,
+    explain_format: Annotated[
+        str, typer.Option(help="Comma-separated: png (montage), gif (sweep), nifti, dicom-sc, dicom-seg.")
+    ] = "png",
     as_json: Annotated[
         bool, typer.Option("--json", help="The output is JSON either way: one line per scan, or one list.")
     ] = False,
@@ -280,8 +284,8 @@ def predict(
 
     results = []
     failed = False
-    for result in run(paths, bundle, explain):
-        failed = failed or "error" in result
+    for result in run(paths, bundle, explain, formats=explain_format.split(",")):
+        failed = failed or "error" in result or "explain_error" in result
         if as_json:
             results.append(result)
         else:

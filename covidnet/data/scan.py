@@ -21,6 +21,7 @@ class Scan:
         format: ``"dicom"``, ``"nifti"``, ``"slices"`` or ``"phantom"``.
         orientation: axis codes of the array as it was stored, e.g. ``"LPS"``; ``"assumed"`` where the source has none.
         warnings: what a careful reader would want to know about how this scan was read; no patient data.
+        affine: 4x4, index ``(d, h, w)`` to RAS+ millimetres; None where the source has no geometry.
     """
 
     voxels: np.ndarray
@@ -29,6 +30,7 @@ class Scan:
     format: str = "dicom"
     orientation: str = "LPS"
     warnings: tuple[str, ...] = ()
+    affine: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -111,6 +111,40 @@ def montage(
     return page
 
 
+def sweep(
+    volume: NDArray[np.integer],
+    heat: Heat,
+    title: str,
+    *,
+    label: str,
+    window_hu: tuple[float, float] = (-1000.0, 400.0),
+) -> list[Image.Image]:
+    """One frame per slice, cranial to caudal: plain on the left, with the map on the right, one colour scale for all.
+
+    Args:
+        volume: as in `overlay_slices`.
+        heat: ``(D, H, W)``.
+        title: as in `montage`.
+        label: the class that the map is of.
+    """
+    every = range(len(volume))
+    overlays, grey = overlay_slices(volume, heat, every, window_hu), _grey(volume, window_hu)
+    height, width = (2 * side for side in _panel_size(volume.shape))
+    frames = []
+    for index in every:
+        frame = Image.new("RGB", (2 * (_MARGIN + width) + _GAP + 108, height + 100), _PAPER)
+        draw = ImageDraw.Draw(frame)
+        draw.text((_MARGIN, 12), title, fill=_INK, font=_font(22))
+        draw.text((_MARGIN, height + 64), "Research use only, no diagnosis.", fill=_FAINT, font=_font(16))
+        draw.text((frame.width - 170, height + 64), f"slice {index + 1} of {len(volume)}", fill=_FAINT, font=_font(16))
+        for column, picture in enumerate((Image.fromarray(grey[index]), Image.fromarray(overlays[index]))):
+            resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+            frame.paste(resized.convert("RGB"), (_MARGIN + column * (width + _GAP), 50))
+        _color_bar(frame, (_MARGIN + 2 * width + _GAP + 8, 50), height, float(heat.max()), label)
+        frames.append(frame)
+    return frames
+
+
 def png(image: Image.Image) -> bytes:
     """The image as the bytes of a PNG file."""
     stream = io.BytesIO()

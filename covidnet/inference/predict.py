@@ -9,7 +9,7 @@ Nothing here imports torch: a cold start takes well under two seconds.
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -22,9 +22,9 @@ from covidnet.data.preprocess import NO_LUNGS, Prepared, Spec, box_to_scan, prep
 from covidnet.data.scan import Scan
 from covidnet.data.sources import read_scan
 from covidnet.errors import CovidnetError
-from covidnet.evaluation import cam
 from covidnet.evaluation.calibration import energy
 from covidnet.export.bundle import Bundle
+from covidnet.inference import maps
 from covidnet.inference.engine import Device, Name, Outputs, load
 
 OUT_OF_DISTRIBUTION, NO_LUNGS_FOUND = "out-of-distribution", "no-lungs-found"
@@ -45,6 +45,7 @@ def predict(
     bundle: Path,
     explain: Path | None = None,
     *,
+    formats: Sequence[str] = ("png",),
     device: Device = "auto",
     engine: Name = "auto",
 ) -> Iterator[dict[str, Any]]:
@@ -53,14 +54,16 @@ def predict(
     Args:
         paths: scans as `covidnet.data.sources.read_scan` takes them.
         bundle: folder that `covidnet export` wrote.
-        explain: folder for one PNG per scan, ``<ordinal>_<label>.png``: slices with the predicted class's map. File
+        explain: folder for the predicted class's map of each scan, ``<ordinal>_<label>.png`` or of another format. File
             names hold nothing of the scan's own name.
+        formats: of `covidnet.inference.maps`.
         device: see `covidnet.inference.engine.load`.
         engine: see `covidnet.inference.engine.load`.
 
     Yields:
         per scan ``path``, what `interpret` says, ``seconds`` of ``decode``, ``preprocess`` and ``inference``, the
-        version of the ``bundle``, and ``overlay`` where asked for. A scan that can't be read: ``path`` and ``error``.
+        version of the ``bundle``, and where asked for ``overlays`` (format to file) and ``overlay`` (the PNG), or
+        ``explain_error`` where the scan has no map in such a format. A scan that can't be read: ``path`` and ``error``.
 
     Raises:
         CovidnetError: the bundle is damaged, or the engine refuses it.
@@ -68,8 +71,7 @@ def predict(
     """
     opened = Bundle.load(Path(bundle))
     spec = Spec.from_dict(opened.preprocess)
-    if explain is not None:
-        explain.mkdir(parents=True, exist_ok=True)
+    maps.require(formats)
     network = load(
         opened, device, engine
     )  # before the decoders start: importing an engine beside them was seen to hang
@@ -91,9 +93,13 @@ def predict(
                 "bundle": opened.version,
             }
             if explain is not None:
-                overlay = explain / f"{ordinal:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', result['label'])}.png"
-                overlay.write_bytes(_draw(decoded, outputs, result, opened, spec))
-                result["overlay"] = str(overlay)
+                name = f"{ordinal:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', result['label'])}"
+                explained = _explained(path, decoded, outputs, result, opened, spec)
+                try:
+                    result["overlays"] = maps.write(explain, name, formats, explained)
+                    result |= {"overlay": result["overlays"]["png"]} if "png" in formats else {}
+                except CovidnetError as error:
+                    result["explain_error"] = str(error)
             yield result
 
 
@@ -150,17 +156,18 @@ def _decode(path: Path, spec: Spec, keep_scan: bool) -> _Decoded:
     return _Decoded(prepared, scan if keep_scan else None, seconds)
 
 
-def _draw(decoded: _Decoded, outputs: Outputs, result: dict[str, Any], bundle: Bundle, spec: Spec) -> bytes:
-    """PNG: slices of the scan as it was read, with the map of the predicted class."""
+def _explained(
+    path: Path, decoded: _Decoded, outputs: Outputs, result: dict[str, Any], bundle: Bundle, spec: Spec
+) -> maps.Explained:
+    """The scan as it was read, with the map of the predicted class on its grid."""
     scan, label = decoded.scan, result["label"]
     if scan is None:
         raise ValueError("expected a decoded scan with its voxels kept")
     heat = box_to_scan(outputs.cam[0, bundle.labels.index(label)], decoded.prepared.box, scan.shape)  # (D, H, W)
-    voxels = scan.voxels if scan.intensity == "hu" else scan.voxels.astype(np.uint8)
     title = f"Predicted {label} ({result['probabilities'][label]:.2f})"
     if OUT_OF_DISTRIBUTION in result["flags"]:
         title += ", unlike the training data"
-    return cam.png(cam.montage(voxels, heat, title, label=label, window_hu=spec.window_hu))
+    return maps.Explained(path, scan, heat, label, title, spec.window_hu)
 
 
 def _message(error: CovidnetError | OSError) -> str:

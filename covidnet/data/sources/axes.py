@@ -20,12 +20,14 @@ class Placed(NamedTuple):
         spacing_mm: ``(z, y, x)``.
         orientation: axis codes of the array as it was stored.
         warnings: an oblique volume is read on the nearest axes, and says so.
+        affine: 4x4, array index ``(d, h, w)`` to RAS+ millimetres.
     """
 
     voxels: np.ndarray
     spacing_mm: tuple[float, float, float]
     orientation: str
     warnings: tuple[str, ...]
+    affine: np.ndarray
 
 
 def place(voxels: np.ndarray, affine: np.ndarray) -> Placed:
@@ -68,7 +70,24 @@ def place(voxels: np.ndarray, affine: np.ndarray) -> Placed:
         (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
         "".join(orientations.ornt2axcodes(stored)),
         (oblique,) if rotation_deg > 1.0 else (),
+        affine @ orientations.inv_ornt_aff(change, voxels.shape),
     )
+
+
+def as_stored(volume: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+    """Bring a map over a placed volume back to the axes in which the scan was stored.
+
+    Args:
+        volume: ``(D, H, W)``.
+        affine: of the `Scan`.
+        orientation: of the `Scan`.
+
+    Returns:
+        The map on the stored axes ``(i, j, k)``, and their affine.
+    """
+    placed, stored = (orientations.axcodes2ornt(codes) for codes in (PROJECT_AXES, tuple(orientation)))
+    change = orientations.ornt_transform(placed, stored)
+    return orientations.apply_orientation(volume, change), affine @ orientations.inv_ornt_aff(change, volume.shape)
 
 
 def _degrees(radians: float) -> float:

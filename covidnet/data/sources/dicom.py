@@ -49,7 +49,7 @@ def read(files: list[Path]) -> Scan:
     notes = [*remarks, *choice, *stacking, *placed.warnings]
     if placed.voxels.min() >= 0:
         notes.append("no voxel is below 0 HU; the rescale intercept may be missing from the header")
-    return Scan(placed.voxels, placed.spacing_mm, "hu", "dicom", placed.orientation, tuple(notes))
+    return Scan(placed.voxels, placed.spacing_mm, "hu", "dicom", placed.orientation, tuple(notes), placed.affine)
 
 
 def _choose(slices: list[Slice]) -> tuple[list[Slice], list[str]]:

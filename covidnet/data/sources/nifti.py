@@ -60,6 +60,7 @@ def read(path: Path) -> Scan:
         "nifti",
         placed.orientation,
         (*remarks, *notes, *placed.warnings),
+        placed.affine,
     )
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from covidnet.data.preprocess import Spec
+from covidnet.evaluation.novelty import FEATURES, Detector
 from covidnet.export import bundle as bundles
 from covidnet.export import onnx, torchserve
 from covidnet.export.bundle import Bundle
@@ -56,7 +58,7 @@ def found_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         genotype=genotype.to_dict(),
         preprocess=preprocess,
         labels=CLASSES,
-        calibration=bundles.Calibration(TEMPERATURE, energy_threshold=-2.0, false_alarm_rate=0.05),
+        calibration=bundles.Calibration(TEMPERATURE, Detector(np.zeros(FEATURES), np.eye(FEATURES), 500.0, 0.05)),
         card="# Found\n",
     )
 
