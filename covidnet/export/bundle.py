@@ -5,15 +5,17 @@
 
 The same inputs give the same bytes: no times, no paths, no pickle. `SHA256SUMS` has the format of
 ``sha256sum --check``; it finds damage and mixed-up files. It is not a signature: whoever can replace every file can
-replace the sums as well.
+replace the sums as well. `covidnet.export.signing` adds one; where the environment variable COVIDNET_BUNDLE_KEY names a
+public key, no bundle is loaded without a signature by it.
 """
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,11 @@ from covidnet.evaluation.novelty import Detector
 
 MODEL, WEIGHTS, GENOTYPE = "model.onnx", "weights.safetensors", "genotype.json"
 PREPROCESS, LABELS, CALIBRATION = "preprocess.json", "labels.json", "calibration.json"
-CARD, SUMS = "MODEL_CARD.md", "SHA256SUMS"
-FILES = (CALIBRATION, CARD, GENOTYPE, LABELS, MODEL, PREPROCESS, WEIGHTS)  # in the order of SHA256SUMS
+CARD, SUMS, SIGNATURE = "MODEL_CARD.md", "SHA256SUMS", "model.sig"
+INT8, PRECISION = "model.int8.onnx", "precision.json"
+FILES = tuple(sorted((CALIBRATION, CARD, GENOTYPE, LABELS, MODEL, PREPROCESS, WEIGHTS)))
+OPTIONAL = (INT8, PRECISION)  # what a bundle may hold as well
+KEY = "COVIDNET_BUNDLE_KEY"
 REMEDY = "copy the whole bundle again from where it was exported, or run `covidnet export` again"
 _SUM = re.compile(r"([0-9a-f]{64})  (\S+)")
 
@@ -59,6 +64,7 @@ class Bundle:
         calibration: see `Calibration`.
         genotype: the architecture; for a baseline its name, classes, channels and size.
         version: first 12 hex digits of the sha256 of `SHA256SUMS`, so of everything in the bundle.
+        precisions: verdicts of `covidnet.export.precision` by name (``int8``, ``bfloat16``); empty where none was tried.
     """
 
     path: Path
@@ -67,6 +73,7 @@ class Bundle:
     calibration: Calibration
     genotype: dict[str, Any]
     version: str
+    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def model(self) -> Path:
@@ -78,11 +85,16 @@ class Bundle:
         """Verify a bundle and read all of it but the weights.
 
         Raises:
-            CovidnetError: a file is missing, altered or unlisted, the files don't belong together, or the model keeps
-                weights outside of its file. The message names the file.
+            CovidnetError: a file is missing, altered or unlisted, the files don't belong together, the model keeps
+                weights outside of its file, or a demanded signature is missing or wrong. The message names the file.
         """
         sums = _verify(directory)
+        if key := os.environ.get(KEY):
+            from covidnet.export import signing
+
+            signing.verify(directory, Path(key))
         tree = {name: _read_json(directory / name) for name in (CALIBRATION, GENOTYPE, LABELS, PREPROCESS)}
+        tried = _read_json(directory / PRECISION) if (directory / PRECISION).exists() else {}
         bundle = cls(
             path=directory,
             labels=_labels(tree[LABELS], directory / LABELS),
@@ -90,8 +102,11 @@ class Bundle:
             calibration=_calibration(tree[CALIBRATION], directory / CALIBRATION),
             genotype=_object(tree[GENOTYPE], directory / GENOTYPE),
             version=hashlib.sha256(sums.encode()).hexdigest()[:12],
+            precisions=_object(tried, directory / PRECISION),
         )
-        _check_model(bundle)
+        for name in (MODEL, INT8):
+            if (directory / name).exists():
+                _check_model(bundle, directory / name)
         return bundle
 
 
@@ -105,6 +120,7 @@ def write(
     labels: Sequence[str],
     calibration: Calibration,
     card: str,
+    extras: Mapping[str, bytes] | None = None,
 ) -> Bundle:
     """Write a bundle and read it back verified.
 
@@ -117,6 +133,7 @@ def write(
         labels: class names in the order of the logits.
         calibration: fitted on the validation split.
         card: text of `model_card`.
+        extras: contents of `OPTIONAL` files.
 
     Raises:
         CovidnetError: the target has files in it, or the arguments don't belong together.
@@ -134,7 +151,10 @@ def write(
     ):
         (directory / name).write_text(json.dumps(tree, indent=2) + "\n")
     (directory / CARD).write_text(card)
-    (directory / SUMS).write_text("".join(f"{_sha256(directory / name)}  {name}\n" for name in FILES))
+    for name, content in (extras or {}).items():
+        (directory / name).write_bytes(content)
+    names = sorted([*FILES, *(extras or {})])
+    (directory / SUMS).write_text("".join(f"{_sha256(directory / name)}  {name}\n" for name in names))
     return Bundle.load(directory)
 
 
@@ -163,13 +183,16 @@ def _verify(directory: Path) -> str:
     for name in (SUMS, *FILES):
         if name not in found or not (directory / name).is_file():
             raise CovidnetError(f"{directory / name} is missing from the bundle; {REMEDY}")
-    extra = sorted(found - {SUMS, *FILES})
+    extra = sorted(found - {SUMS, SIGNATURE, *FILES, *OPTIONAL})
     if extra:
         raise CovidnetError(f"{directory / extra[0]} doesn't belong to the bundle ({SUMS} doesn't list it); remove it")
     text = (directory / SUMS).read_bytes().decode("ascii", errors="replace")
     lines = [_SUM.fullmatch(line) for line in text.split("\n")[:-1]]
     listed = {match[2]: match[1] for match in lines if match}
-    if None in lines or not text.endswith("\n") or tuple(listed) != FILES or len(lines) != len(FILES):
+    expected_names = sorted(found - {SUMS, SIGNATURE})
+    if gone := sorted(listed.keys() & set(OPTIONAL) - found):
+        raise CovidnetError(f"{directory / gone[0]} is missing from the bundle; {REMEDY}")
+    if None in lines or not text.endswith("\n") or [*listed] != expected_names or len(lines) != len(listed):
         raise CovidnetError(f"{directory / SUMS} is altered: expected one line per file, sorted by name; {REMEDY}")
     for name, expected in listed.items():
         actual = _sha256(directory / name)
@@ -180,25 +203,26 @@ def _verify(directory: Path) -> str:
     return text
 
 
-def _check_model(bundle: Bundle) -> None:
-    """The model belongs to the other files, and is whole."""
+def _check_model(bundle: Bundle, path: Path) -> None:
+    """An ONNX file belongs to the other files, and is whole."""
     try:
-        model = onnx.load(bundle.model, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except DecodeError:
-        raise CovidnetError(f"{bundle.model} is not an ONNX file; {REMEDY}") from None
+        raise CovidnetError(f"{path} is not an ONNX file; {REMEDY}") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
-        raise CovidnetError(f"{bundle.model} refers to weights outside of the file, which is refused; {REMEDY}")
+        raise CovidnetError(f"{path} refers to weights outside of the file, which is refused; {REMEDY}")
     found = {entry.key: entry.value for entry in model.metadata_props}
     expected = metadata(bundle.labels, bundle.preprocess, bundle.genotype, bundle.calibration.temperature)
     for (key, value), name in zip(expected.items(), (LABELS, PREPROCESS, GENOTYPE, CALIBRATION), strict=True):
         if found.get(key) != value:
             raise CovidnetError(
-                f"{bundle.path / name} doesn't match {MODEL}: expected {key} {found.get(key)}, found {value}; {REMEDY}"
+                f"{bundle.path / name} doesn't match {path.name}: expected {key} {found.get(key)}, found {value}; "
+                f"{REMEDY}"
             )
     size = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][2:]
     if size != list(bundle.preprocess.get("size", ())):
         raise CovidnetError(
-            f"{bundle.path / PREPROCESS} doesn't match {MODEL}: expected size {size}, "
+            f"{bundle.path / PREPROCESS} doesn't match {path.name}: expected size {size}, "
             f"found {bundle.preprocess.get('size')}; {REMEDY}"
         )
 
@@ -208,8 +232,8 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
     if isinstance(message, onnx.TensorProto):
         yield message
         return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
                 yield from _tensors(part)
 

@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ LOGITS_TOLERANCE, CAM_TOLERANCE = 1e-4, 1e-3  # of the largest magnitude, at lea
 _OVERHEAD = 0.01, 65_536  # share and bytes that a graph may hold beyond its weights: constants, fused biases
 
 
-class _Exported(nn.Module):
-    """What the ONNX file computes: ``uint8 (B, 1, D, H, W)`` to logits, probabilities and maps."""
+class Exported(nn.Module):
+    """What an exported file computes: ``uint8 (B, 1, D, H, W)`` to logits, probabilities and maps."""
 
     def __init__(self, model: Classifier, channels: int, temperature: float) -> None:
         super().__init__()
@@ -45,6 +45,7 @@ def export(
     channels: int,
     temperature: float,
     metadata: Mapping[str, str],
+    program: Path | None = None,
 ) -> None:
     """Write a network as a single ONNX file with the input scaling and the calibration inside.
 
@@ -58,20 +59,19 @@ def export(
         channels: input channels of the model.
         temperature: see `covidnet.export.bundle.Calibration`.
         metadata: `covidnet.export.bundle.metadata`; versions are added.
+        program: ``.pt2`` file to write the same network to as a `torch.export` program, for servers that run torch.
 
     Raises:
         CovidnetError: the temperature isn't positive, the weights aren't finite, or the graph holds copies of them.
     """
-    if not temperature > 0:
-        raise CovidnetError(f"temperature: expected a positive number, found {temperature}; calibrate the model again")
-    exported = _Exported(copy.deepcopy(model).cpu(), channels, temperature).eval()
-    broken = [name for name, value in exported.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise CovidnetError(f"{len(broken)} weights aren't finite, the first is {broken[0]}; train the model again")
+    exported = exportable(model, channels, temperature)
+    volume = torch.zeros(2, 1, *size, dtype=torch.uint8)  # a batch of 1 would be baked in as a constant
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            exported,
-            (torch.zeros(2, 1, *size, dtype=torch.uint8),),  # a batch of 1 would be baked in as a constant
+        traced = torch.export.export(exported, (volume,), dynamic_shapes={"volume": {0: torch.export.Dim.DYNAMIC}})
+        if program is not None:
+            torch.export.save(traced, program)
+        converted = torch.onnx.export(
+            traced,
             input_names=["volume"],
             output_names=list(engine.OUTPUTS),
             dynamic_shapes={"volume": {0: "batch"}},
@@ -79,9 +79,9 @@ def export(
             dynamo=True,
             verbose=False,
         )
-    if program is None:
+    if converted is None:
         raise CovidnetError("torch.onnx.export gave no program; expected torch 2.10 or later")
-    graph = program.model_proto
+    graph = converted.model_proto
     _strip(graph)
     versions = {"covidnet": __version__, "torch": torch.__version__, "opset": str(OPSET)}
     onnx.helper.set_model_props(graph, dict(sorted({**metadata, **versions}.items())))
@@ -90,7 +90,29 @@ def export(
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def parity(model: Classifier, path: Path, batches: Iterable[np.ndarray], *, channels: int) -> dict[str, Any]:
+def exportable(model: Classifier, channels: int, temperature: float) -> Exported:
+    """A copy of a network as it is exported.
+
+    Raises:
+        CovidnetError: the temperature isn't positive, or the weights aren't finite.
+    """
+    if not temperature > 0:
+        raise CovidnetError(f"temperature: expected a positive number, found {temperature}; calibrate the model again")
+    exported = Exported(copy.deepcopy(model).cpu(), channels, temperature).eval()
+    broken = [name for name, value in exported.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CovidnetError(f"{len(broken)} weights aren't finite, the first is {broken[0]}; train the model again")
+    return exported
+
+
+def parity(
+    model: Classifier,
+    path: Path,
+    batches: Iterable[np.ndarray],
+    *,
+    channels: int,
+    others: Sequence[engine.Engine] = (),
+) -> dict[str, Any]:
     """Compare an exported file with its torch network in every engine installed here.
 
     Args:
@@ -98,6 +120,7 @@ def parity(model: Classifier, path: Path, batches: Iterable[np.ndarray], *, chan
         path: the ONNX file.
         batches: ``uint8 (B, 1, D, H, W)`` each.
         channels: input channels of the model.
+        others: loaded from other files of the same network, to be compared as well.
 
     Returns:
         ``max_abs_logits`` and ``max_abs_cam`` over all engines, ``argmax_equal`` (same class everywhere), the number of
@@ -107,8 +130,8 @@ def parity(model: Classifier, path: Path, batches: Iterable[np.ndarray], *, chan
         CovidnetError: an engine differs by more than 1e-4 of the largest logit or 1e-3 of the largest map value (at
             least 1), or there was nothing to compare.
     """
-    engines = [engine.open_model(path, "cpu", name) for name in engine.installed()]
-    exported = _Exported(copy.deepcopy(model).cpu(), channels, temperature=1.0).eval()
+    engines = [*(engine.open_model(path, "cpu", name) for name in engine.installed()), *others]
+    exported = exportable(model, channels, temperature=1.0)
     worst = {"logits": 0.0, "cam": 0.0}
     argmax_equal, count = True, 0
     for batch in batches:

@@ -1,28 +1,42 @@
-"""Run a bundle's network: OpenVINO on CPU, ONNX Runtime on CPU or a CUDA GPU. Nothing here imports torch.
+"""Run a bundle's network: OpenVINO on CPU, ONNX Runtime on CPU, CUDA or TensorRT. Nothing here imports torch.
+
+    network = engine.load(Bundle.load(Path("results/export/bundle")))
+    network.run(volumes).probabilities                     # uint8 (B, 1, D, H, W) to float32 (B, K)
 
 OpenVINO comes first on CPU: it has a fast depthwise 3D convolution, ONNX Runtime's CPU provider has none
-(``python -m benchmarks.engines`` shows the difference). A GPU is used when asked for: one scan takes milliseconds on a
-CPU, less than a CUDA context takes to start.
+(``python -m benchmarks.engines`` shows the difference). What was measured on this machine comes before that rule; see
+`covidnet.inference.selection`. A GPU is used when asked for: one scan takes milliseconds on a CPU, less than a CUDA
+context takes to start.
 """
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from covidnet.errors import CovidnetError, UsageError
-from covidnet.export.bundle import Bundle
+from covidnet.errors import UsageError
+from covidnet.export.bundle import INT8, Bundle
 
 Device = Literal["auto", "cpu", "gpu"]
-Name = Literal["auto", "openvino", "onnxruntime"]
+Name = Literal["auto", "openvino", "onnxruntime", "tensorrt"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
 OUTPUTS = ("logits", "probabilities", "cam")
-INSTALL = {"openvino": "pip install openvino", "onnxruntime": "pip install onnxruntime-gpu"}
+INSTALL = {
+    "openvino": "pip install openvino",
+    "onnxruntime": "pip install onnxruntime-gpu",
+    "tensorrt": "pip install onnxruntime-gpu tensorrt",
+}
+PRECISIONS: dict[str, tuple[Precision, ...]] = {  # by engine and device
+    "openvino (cpu)": ("float32", "bfloat16", "int8"),
+    "onnxruntime (cpu)": ("float32", "int8"),
+    "onnxruntime (gpu)": ("float32", "float16"),
+    "tensorrt (gpu)": ("float32", "float16"),
+}
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 _log = logging.getLogger(__name__)
@@ -44,10 +58,17 @@ class Outputs:
 
 
 class Engine(Protocol):
-    """A loaded network. `run` may be called from several threads at once."""
+    """A loaded network. `run` may be called from several threads at once.
+
+    Args:
+        name: engine, device and, where it isn't float32, precision: ``openvino (cpu)``, ``openvino (cpu, int8)``.
+        size: ``(D, H, W)`` of the input.
+        batch: scans per run that give the most scans per second: 1 on a CPU, where a larger batch gains nothing.
+    """
 
     name: str
     size: tuple[int, int, int]
+    batch: int
 
     def run(self, batch: np.ndarray) -> Outputs:
         """Outputs of ``uint8 (B, 1, D, H, W)``.
@@ -58,119 +79,137 @@ class Engine(Protocol):
         ...
 
 
-class OpenVinoEngine:
-    """OpenVINO on CPU, in float32 also where the CPU has bfloat16, so that every machine gives the same answer."""
-
-    def __init__(self, model: Path, threads: int = 0) -> None:
-        import openvino
-
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        try:
-            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise CovidnetError(f"OpenVINO can't load {model}: {_first_line(error)}") from None
-        self._requests = threading.local()
-        self.name = "openvino (cpu)"
-        shape = self._compiled.input("volume").get_partial_shape()
-        self.size = _size(tuple(shape[axis].get_length() for axis in (2, 3, 4)))
-
-    def run(self, batch: np.ndarray) -> Outputs:
-        _check(batch, self.size)
-        if not hasattr(self._requests, "own"):  # an infer request serves one thread at a time
-            self._requests.own = self._compiled.create_infer_request()
-        results = self._requests.own.infer({"volume": batch})
-        return Outputs(*(results[self._compiled.output(name)] for name in OUTPUTS))
-
-
-class OnnxRuntimeEngine:
-    """ONNX Runtime on CPU or on a CUDA GPU."""
-
-    def __init__(self, model: Path, device: Literal["cpu", "gpu"] = "cpu", threads: int = 0) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device == "gpu":
-            _require_cuda(onnxruntime)
-            # TF32 keeps 10 bits of mantissa: too few for parity.
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=providers)
-        except Exception as error:  # ONNX Runtime's errors share no base class but this one
-            raise CovidnetError(f"ONNX Runtime can't load {model}: {_first_line(error)}") from None
-        if device == "gpu" and self._session.get_providers()[0] != "CUDAExecutionProvider":
-            raise _no_gpu("ONNX Runtime couldn't start CUDA (is there a GPU, are CUDA and cuDNN installed?)")
-        self.name = f"onnxruntime ({device})"
-        self.size = _size(tuple(self._session.get_inputs()[0].shape[2:]))
-
-    def run(self, batch: np.ndarray) -> Outputs:
-        _check(batch, self.size)
-        return Outputs(*self._session.run(OUTPUTS, {"volume": batch}))
-
-
-def load(bundle: Bundle, device: Device = "auto", engine: Name = "auto", threads: int = 0) -> Engine:
+def load(
+    bundle: Bundle,
+    device: Device = "auto",
+    engine: Name = "auto",
+    threads: int = 0,
+    precision: Precision = "float32",
+    *,
+    measure: bool = False,
+) -> Engine:
     """The engine for a bundle on this machine.
 
     Args:
         bundle: a verified bundle.
         device: ``auto`` is ``cpu``; ``gpu`` is CUDA.
-        engine: ``auto`` is OpenVINO where it is installed and the device is a CPU, else ONNX Runtime.
+        engine: ``auto`` is the fastest by the measurement recorded for this bundle and machine; where there is none,
+            OpenVINO if it is installed and the device is a CPU, else ONNX Runtime.
         threads: CPU threads; 0 takes what this process may use.
+        precision: one that the bundle's export accepted.
+        measure: time the engines now where no measurement is recorded, which takes a second or two.
 
     Raises:
-        UsageError: the engine isn't installed, the GPU isn't there, or the two don't go together.
+        UsageError: the engine isn't installed, the GPU isn't there, the precision wasn't accepted, or they don't go
+            together.
         CovidnetError: the engine refuses the model.
     """
-    loaded = open_model(bundle.model, device, engine, threads)
-    _log.info("bundle %s runs on %s", bundle.version, loaded.name)
+    from covidnet.inference import selection
+
+    _require_accepted(bundle, precision)
+    model = bundle.path / INT8 if precision == "int8" else bundle.model
+    threads = threads or _quota()
+    reason = "asked for" if engine != "auto" else "the first of those installed"
+    if engine == "auto":
+        names = candidates(device, precision)
+        times_ms = selection.recorded(bundle, device, precision, threads)
+        if times_ms is None and measure and len(names) > 1:
+            times_ms = selection.measure(bundle, model, device, precision, threads, names)
+        ranked = sorted((name for name in names if name in (times_ms or {})), key=(times_ms or {}).__getitem__)
+        if ranked:
+            engine = ranked[0]
+            reason = "measured here: " + ", ".join(f"{name} {(times_ms or {})[name]:.1f} ms" for name in ranked)
+    loaded = open_model(model, device, engine, threads, precision)
+    _log.info("bundle %s runs on %s (%s)", bundle.version, loaded.name, reason)
     return loaded
 
 
-def open_model(model: Path, device: Device = "auto", engine: Name = "auto", threads: int = 0) -> Engine:
+def open_model(
+    model: Path, device: Device = "auto", engine: Name = "auto", threads: int = 0, precision: Precision = "float32"
+) -> Engine:
     """As `load`, for the ONNX file of a bundle that is being made."""
-    chosen = _choose(device, engine)
+    from covidnet.inference import runtimes
+
+    chosen = _choose(device, engine, precision)
     threads = threads or _quota()
     if chosen == "openvino":
-        return OpenVinoEngine(model, threads)
-    return OnnxRuntimeEngine(model, "gpu" if device == "gpu" else "cpu", threads)
+        return runtimes.OpenVinoEngine(model, threads, precision)
+    return runtimes.OnnxRuntimeEngine(model, "gpu" if device == "gpu" else "cpu", threads, precision, chosen)
 
 
 def installed() -> list[Name]:
-    """Engines that can run here, fastest on CPU first."""
+    """Engines that can run on a CPU here, the usually faster one first."""
     names: Sequence[Name] = ("openvino", "onnxruntime")
     return [name for name in names if find_spec(name) is not None]
 
 
-def _choose(device: Device, engine: Name) -> Name:
+def candidates(device: Device, precision: Precision) -> list[Name]:
+    """Engines that `auto` chooses from."""
+    if device != "gpu":
+        return [name for name in installed() if precision in PRECISIONS[f"{name} (cpu)"]]
+    names: list[Name] = ["onnxruntime"] if "onnxruntime" in installed() else []
+    if names and find_spec("tensorrt") is not None:
+        names.insert(0, "tensorrt")
+    return [name for name in names if precision in PRECISIONS[f"{name} (gpu)"]]
+
+
+def check(batch: np.ndarray, size: tuple[int, int, int]) -> None:
+    """Raise a `UsageError` unless a batch is ``uint8 (B, 1, *size)``."""
+    expected = f"uint8 (B, 1, {', '.join(map(str, size))})"
+    if not isinstance(batch, np.ndarray):
+        raise UsageError(f"expected a NumPy array {expected}, found {type(batch).__name__}")
+    if batch.dtype != np.uint8 or batch.ndim != 5 or batch.shape[0] < 1 or batch.shape[1:] != (1, *size):
+        raise UsageError(f"expected {expected}, found {batch.dtype} {batch.shape}")
+
+
+def cache_folder(name: str) -> Path | None:
+    """A folder for what is measured or built once per machine; None where nothing can be written (read-only images)."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "covidnet3d" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _require_accepted(bundle: Bundle, precision: Precision) -> None:
+    if precision not in ("float32", "bfloat16", "float16", "int8"):
+        raise UsageError(f"precision {precision!r}: expected float32, bfloat16, float16 or int8")
+    if precision == "float32":
+        return
+    verdict = bundle.precisions.get(precision)
+    if verdict is None:
+        raise UsageError(
+            f"precision {precision}: this bundle was exported without it; run "
+            f"`covidnet export -S 'export.precisions=[{precision}]'`, which tries it on validation scans"
+        )
+    if not verdict["accepted"]:
+        raise UsageError(f"precision {precision}: refused when the bundle was exported: {verdict['reason']}")
+
+
+def _choose(device: Device, engine: Name, precision: Precision) -> Name:
     if device not in ("auto", "cpu", "gpu"):
         raise UsageError(f"device {device!r}: expected auto, cpu or gpu")
     if engine not in ("auto", *INSTALL):
-        raise UsageError(f"engine {engine!r}: expected auto, {' or '.join(INSTALL)}")
-    if device == "gpu" and engine == "openvino":
+        raise UsageError(f"engine {engine!r}: expected auto, {', '.join(list(INSTALL)[:-1])} or {[*INSTALL][-1]}")
+    kind = "gpu" if device == "gpu" else "cpu"
+    if kind == "gpu" and engine == "openvino":
         raise UsageError("engine openvino runs on CPU here; for a GPU choose engine onnxruntime or auto")
-    names = [name for name in installed() if not (device == "gpu" and name == "openvino")]
+    if kind == "cpu" and engine == "tensorrt":
+        raise UsageError("engine tensorrt needs device gpu; for a CPU choose engine auto")
+    if engine != "auto" and precision not in PRECISIONS[f"{engine} ({kind})"]:
+        able = ", ".join(PRECISIONS[f"{engine} ({kind})"])
+        raise UsageError(f"engine {engine} has no precision {precision} on {kind}; it has {able}")
+    names = candidates(device, precision)
     if engine == "auto" and names:
         return names[0]
-    if engine not in names:
-        wanted = "onnxruntime" if device == "gpu" else "openvino"
-        wanted = wanted if engine == "auto" else engine
+    wanted = ("onnxruntime" if kind == "gpu" else "openvino") if engine == "auto" else engine
+    if engine == "auto" and precision not in PRECISIONS[f"{wanted} ({kind})"]:
+        raise UsageError(f"precision {precision}: no engine has it on {kind}")
+    if wanted not in names:
         raise UsageError(f"engine {wanted} is not installed; {INSTALL[wanted]}")
     return engine
-
-
-def _require_cuda(onnxruntime: Any) -> None:
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise _no_gpu("this ONNX Runtime is built without CUDA")
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
-        raise _no_gpu("this machine has no NVIDIA GPU, or the container wasn't given one")
-    onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels, where they aren't installed system-wide
-
-
-def _no_gpu(found: str) -> UsageError:
-    return UsageError(
-        f"device gpu: {found}; use device cpu, or install NVIDIA's driver and `{INSTALL['onnxruntime']}[cuda,cudnn]`"
-    )
 
 
 def _quota(limit: Path = CGROUP_CPU_LIMIT) -> int:
@@ -184,20 +223,3 @@ def _quota(limit: Path = CGROUP_CPU_LIMIT) -> int:
         return 0
     cores = len(os.sched_getaffinity(0))
     return 0 if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-
-
-def _check(batch: np.ndarray, size: tuple[int, int, int]) -> None:
-    expected = f"uint8 (B, 1, {', '.join(map(str, size))})"
-    if not isinstance(batch, np.ndarray):
-        raise UsageError(f"expected a NumPy array {expected}, found {type(batch).__name__}")
-    if batch.dtype != np.uint8 or batch.ndim != 5 or batch.shape[0] < 1 or batch.shape[1:] != (1, *size):
-        raise UsageError(f"expected {expected}, found {batch.dtype} {batch.shape}")
-
-
-def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    depth, height, width = shape
-    return depth, height, width
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

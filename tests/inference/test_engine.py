@@ -80,7 +80,7 @@ def test_what_is_no_batch_is_refused(loaded: Engine, batch: Any, found: str) -> 
 def test_openvino_comes_first_and_the_choice_is_logged(toy: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="covidnet"):
         assert engine.load(toy).name == "openvino (cpu)"
-    assert caplog.messages == [f"bundle {toy.version} runs on openvino (cpu)"]
+    assert caplog.messages == [f"bundle {toy.version} runs on openvino (cpu) (the first of those installed)"]
 
 
 def test_onnx_runtime_stands_in(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,9 @@ def test_onnx_runtime_stands_in(toy: Bundle, monkeypatch: pytest.MonkeyPatch) ->
         (["onnxruntime"], "gpu", "auto", "engine onnxruntime is not installed; pip install onnxruntime-gpu"),
         ([], "gpu", "openvino", "engine openvino runs on CPU here"),
         ([], "tpu", "auto", "device 'tpu': expected auto, cpu or gpu"),
-        ([], "auto", "tensorrt", "engine 'tensorrt': expected auto, openvino or onnxruntime"),
+        ([], "auto", "caffe", "engine 'caffe': expected auto, openvino, onnxruntime or tensorrt"),
+        ([], "cpu", "tensorrt", "engine tensorrt needs device gpu"),
+        (["tensorrt"], "gpu", "tensorrt", "engine tensorrt is not installed; pip install onnxruntime-gpu tensorrt"),
     ],
 )
 def test_an_engine_that_is_not_there_is_named(
