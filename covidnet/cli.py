@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from covidnet.errors import CovidnetError
+from covidnet.export.verbs import app as bundle_app
 
 app = typer.Typer(
     name="covidnet",
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Whole pipeline on one machine: [bold]dvc repro[/]. One verb: [bold]covidnet VERB --help[/] shows an example.",
 )
+app.add_typer(bundle_app)
 
 Params = Annotated[Path | None, typer.Option("--params", help="Configuration file; default: params.yaml here.")]
 Override = Annotated[
