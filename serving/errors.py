@@ -83,3 +83,27 @@ class Draining(Refused):
     outcome = "draining"
     http_status = 503
     grpc_status = StatusCode.UNAVAILABLE
+
+
+class UnknownRequest(Refused):
+    """Feedback for an answer that is not kept here."""
+
+    outcome = "invalid"
+    http_status = 404
+    grpc_status = StatusCode.NOT_FOUND
+
+
+class Conflict(Refused):
+    """Feedback that contradicts an earlier one."""
+
+    outcome = "invalid"
+    http_status = 409
+    grpc_status = StatusCode.ALREADY_EXISTS
+
+
+class StoreUnavailable(Refused):
+    """Feedback can't be written: the disk is full, or the database away."""
+
+    outcome = "failed"
+    http_status = 503
+    grpc_status = StatusCode.UNAVAILABLE

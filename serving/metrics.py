@@ -66,6 +66,51 @@ HOUNSFIELD = Histogram(
 LUNG_VOLUME = Histogram("covidnet_input_lung_liters", "Volume of the lungs", buckets=(0.5, 1, 2, 3, 4, 5, 6, 8, 10))
 LUNG_SHARE = Histogram("covidnet_input_lung_ratio", "Volume of the lungs within the body's", buckets=_SHARES)
 
+DRIFT = Gauge(
+    "covidnet_drift_ratio",
+    "Distance of the last scans to the training data, over its limit: above 1 is drift",
+    ["feature"],
+    multiprocess_mode="livemax",
+)
+DRIFT_SCANS = Gauge("covidnet_drift_window_scans", "Scans that drift is judged by", multiprocess_mode="livemin")
+DRIFT_ALARMS = Counter("covidnet_drift_alarms", "Times that a feature's drift went above its limit", ["feature"])
+TENTHS = Counter(
+    "covidnet_feature_tenth_scans",
+    "Scans by the tenth of the training data that a feature falls in, alike for all tenths without drift",
+    ["feature", "tenth"],
+)
+EXPECTED = Gauge(
+    "covidnet_expected_predictions_ratio",
+    "Share of a predicted class among the validation scans",
+    ["label"],
+    multiprocess_mode="livemax",
+)
+
+FEEDBACK = Counter(
+    "covidnet_feedback", "Scans of which the truth was told, by truth and prediction", ["label", "predicted"]
+)
+SENSITIVITY = Gauge(
+    "covidnet_live_sensitivity_ratio",
+    "Share of a class's scans that were recognised, of the last scans with feedback; 95 % bounds",
+    ["label", "bound"],
+    multiprocess_mode="livemostrecent",
+)
+SPECIFICITY = Gauge(
+    "covidnet_live_specificity_ratio",
+    "Share of the other classes' scans that were not taken for it, of the last scans with feedback; 95 % bounds",
+    ["label", "bound"],
+    multiprocess_mode="livemostrecent",
+)
+CALIBRATION = Gauge(
+    "covidnet_live_calibration_gap_ratio",
+    "Mean confidence minus accuracy, of the last scans with feedback; 95 % bounds",
+    ["bound"],
+    multiprocess_mode="livemostrecent",
+)
+JUDGED = Gauge("covidnet_live_scans", "Scans with feedback that these are from", multiprocess_mode="livemostrecent")
+STORE_ERRORS = Counter("covidnet_store_errors", "Failed reads and writes of the store of predictions and feedback")
+STORE_LOST = Counter("covidnet_store_lost_predictions", "Predictions given up as the store didn't take them")
+
 for _phase in PHASES:  # all are there from the start: a rate needs a first sample
     PHASE_SECONDS.labels(_phase)
 

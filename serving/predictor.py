@@ -46,7 +46,7 @@ class Predictor(Model):
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
-        self._observer = Observer(bundle, engine.name)
+        self.observer = Observer(bundle, engine.name)
 
     def load(self) -> bool:
         """Run the network once, so that the first caller doesn't wait for its allocations; then be ready."""
@@ -156,7 +156,7 @@ class Predictor(Model):
             metrics.BATCH.observe(len(chunk))
             answers += [self._answer(scan, outputs, row, inference_s) for row, scan in enumerate(chunk)]
         for answer, scan in zip(answers, scans, strict=True):
-            self._observer.answered(answer, scan.prepared.features)
+            self.observer.answered(answer, scan.prepared)
         return answers
 
     def _answer(self, scan: Decoded, outputs: Outputs, row: int, inference_s: float) -> Answer:

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import metrics
 from serving.errors import RETRY_AFTER_S, Busy, Draining, Invalid, NoSuchModel, Refused, TooLarge, TooSlow
 from serving.gate import Gate
+from serving.monitoring.correlation import HttpCorrelation
 from serving.predictor import NAME
 from serving.protocol import V1Body, V2Body
 
@@ -51,6 +52,7 @@ def application(dataplane: DataPlane, gate: Gate) -> FastAPI:
     for error in (Refused, ModelNotFound, ModelNotReady, ServerNotReady, RequestValidationError, HTTPException):
         app.add_exception_handler(error, answer_error)
     app.add_middleware(_Outermost)
+    app.add_middleware(HttpCorrelation)
     return app
 
 

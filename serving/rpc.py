@@ -17,6 +17,7 @@ from covidnet.errors import UsageError
 from serving import metrics
 from serving.errors import RETRY_AFTER_S, Busy, Draining, Invalid, Refused
 from serving.gate import Gate
+from serving.monitoring.correlation import GrpcCorrelation
 from serving.predictor import NAME
 from serving.rest import log_unexpected
 
@@ -32,7 +33,7 @@ def server(dataplane: DataPlane, gate: Gate, host: str, port: int) -> grpc.aio.S
         UsageError: the port is taken.
     """
     made = grpc.aio.server(
-        interceptors=[_Statuses()],
+        interceptors=[GrpcCorrelation(), _Statuses()],
         maximum_concurrent_rpcs=MAX_CONCURRENT,
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

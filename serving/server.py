@@ -17,6 +17,8 @@ from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
 from serving import metrics, rest, routes, rpc
 from serving.gate import Gate
+from serving.monitoring import logs
+from serving.monitoring import routes as monitoring_routes
 from serving.predictor import Predictor
 
 MAX_REQUESTS = 32
@@ -35,7 +37,7 @@ async def run(bundle_dir: Path, host: str, http_port: int, grpc_port: int) -> No
         CovidnetError: the bundle is damaged, or the engine refuses it.
         UsageError: a port is taken, or no engine is installed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
     logging.getLogger("kserve").propagate = False  # a line per call, with the caller's text in errors
     stop = _on_signal()
     bundle = Bundle.load(bundle_dir)
@@ -48,6 +50,7 @@ async def run(bundle_dir: Path, host: str, http_port: int, grpc_port: int) -> No
     dataplane = _DataPlane(repository, gate)
     app = rest.application(dataplane, gate)
     routes.add_routes(app, predictor, gate)
+    monitoring_routes.add_routes(app, predictor.observer)
 
     listener = _listen(host, http_port)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
@@ -66,6 +69,7 @@ async def run(bundle_dir: Path, host: str, http_port: int, grpc_port: int) -> No
         _log.warning("requests were still in flight after %d s and are cut off", GRACE_S)
     http.should_exit = True
     await asyncio.gather(grpc.stop(grace=5), serving)
+    predictor.observer.close()
 
 
 class _DataPlane(DataPlane):

@@ -1,5 +1,6 @@
 """A bundle with a small network of the kind that is exported: strided stem, depthwise block, exact CAM head."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def detector(threshold: float) -> Detector:
 
 
 CALIBRATION = bundle.Calibration(TEMPERATURE, detector(1e9))  # flags nothing
+
+REFERENCE = {
+    "features": {"slices": {"scans": 4, "values": [20.0, 30.0, 30.0, 40.0]}},
+    "predictions": {"NCP": 2, "CP": 1, "Normal": 1},
+}
 
 
 class Block(nn.Module):
@@ -69,6 +75,7 @@ def write(folder: Path) -> bundle.Bundle:
         labels=CLASSES,
         calibration=CALIBRATION,
         card="# Toy\n",
+        extras={"reference.json": json.dumps(REFERENCE).encode()},
     )
 
 

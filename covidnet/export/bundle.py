@@ -29,8 +29,9 @@ MODEL, WEIGHTS, GENOTYPE = "model.onnx", "weights.safetensors", "genotype.json"
 PREPROCESS, LABELS, CALIBRATION = "preprocess.json", "labels.json", "calibration.json"
 CARD, SUMS, SIGNATURE = "MODEL_CARD.md", "SHA256SUMS", "model.sig"
 INT8, PRECISION = "model.int8.onnx", "precision.json"
+REFERENCE = "reference.json"
 FILES = tuple(sorted((CALIBRATION, CARD, GENOTYPE, LABELS, MODEL, PREPROCESS, WEIGHTS)))
-OPTIONAL = (INT8, PRECISION)  # what a bundle may hold as well
+OPTIONAL = (INT8, PRECISION, REFERENCE)  # what a bundle may hold as well
 KEY = "COVIDNET_BUNDLE_KEY"
 REMEDY = "copy the whole bundle again from where it was exported, or run `covidnet export` again"
 _SUM = re.compile(r"([0-9a-f]{64})  (\S+)")
@@ -65,6 +66,7 @@ class Bundle:
         genotype: the architecture; for a baseline its name, classes, channels and size.
         version: first 12 hex digits of the sha256 of `SHA256SUMS`, so of everything in the bundle.
         precisions: verdicts of `covidnet.export.precision` by name (``int8``, ``bfloat16``); empty where none was tried.
+        reference: what `covidnet.export.reference.Reference.from_dict` takes; None where drift can't be told.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Bundle:
     genotype: dict[str, Any]
     version: str
     precisions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reference: dict[str, Any] | None = None
 
     @property
     def model(self) -> Path:
@@ -103,6 +106,7 @@ class Bundle:
             genotype=_object(tree[GENOTYPE], directory / GENOTYPE),
             version=hashlib.sha256(sums.encode()).hexdigest()[:12],
             precisions=_object(tried, directory / PRECISION),
+            reference=_reference(directory / REFERENCE),
         )
         for name in (MODEL, INT8):
             if (directory / name).exists():
@@ -254,6 +258,10 @@ def _object(tree: Any, path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise CovidnetError(f"{path}: expected a JSON object, found {type(tree).__name__}; {REMEDY}")
     return tree
+
+
+def _reference(path: Path) -> dict[str, Any] | None:
+    return _object(_read_json(path), path) if path.is_file() else None
 
 
 def _labels(tree: Any, path: Path) -> tuple[str, ...]:

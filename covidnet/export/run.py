@@ -11,7 +11,7 @@ from covidnet.config import Config
 from covidnet.data import packed as packed_data
 from covidnet.evaluation import calibration, novelty
 from covidnet.evaluation.metrics import Predictions
-from covidnet.export import bundle, card, onnx
+from covidnet.export import bundle, card, onnx, reference
 from covidnet.models import saved
 
 BATCHES = (1, 2, 5, 8)
@@ -57,6 +57,7 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
         labels=description.classes,
         calibration=bundle.Calibration(temperature, detector),
         card=card.model_card(facts),
+        extras={bundle.REFERENCE: reference.build(packed, validation, temperature).to_json()},
     )
     model_file.unlink()
     metrics = {

@@ -31,11 +31,12 @@ def test_contents_are_what_was_written(toy: Bundle) -> None:
     listing = " ".join(sorted(p.name for p in toy.path.iterdir() if p.suffix != ".json"))
     assert listing == "MODEL_CARD.md SHA256SUMS model.onnx weights.safetensors"
     listing = " ".join(sorted(p.name for p in toy.path.glob("*.json")))
-    assert listing == "calibration.json genotype.json labels.json preprocess.json"
+    assert listing == "calibration.json genotype.json labels.json preprocess.json reference.json"
     assert toy.labels == ("NCP", "CP", "Normal")
     assert toy.calibration.to_dict() == toy_bundle.CALIBRATION.to_dict()
     assert toy.preprocess["size"] == [8, 24, 24]
     assert toy.genotype == toy_bundle.GENOTYPE
+    assert toy.reference == toy_bundle.REFERENCE
 
 
 def test_sums_are_those_of_sha256sum(toy: Bundle) -> None:
@@ -166,3 +167,11 @@ def test_a_bundle_is_not_written_over_other_files(toy: Bundle, tmp_path: Path) -
 def test_fingerprint_ignores_key_order_and_tuples() -> None:
     assert bundle.fingerprint({"a": (1, 2), "b": None}) == bundle.fingerprint({"b": None, "a": [1, 2]})
     assert bundle.fingerprint({"a": 1}) != bundle.fingerprint({"a": 2})
+
+
+def test_a_bundle_without_a_reference_profile_is_read(toy: Bundle, tmp_path: Path) -> None:
+    older = shutil.copytree(toy.path, tmp_path / "older")
+    (older / "reference.json").unlink()
+    lines = (older / bundle.SUMS).read_text().splitlines(keepends=True)
+    (older / bundle.SUMS).write_text("".join(line for line in lines if "reference.json" not in line))
+    assert Bundle.load(older).reference is None

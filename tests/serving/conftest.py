@@ -15,16 +15,19 @@ import nibabel
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from toy_volumes import SIZE, volumes
 
 from covidnet.data.preprocess import Spec
 from covidnet.data.scan import Scan
 from covidnet.data.sources import phantom
+from covidnet.evaluation.calibration import energy
 from covidnet.evaluation.novelty import FEATURES, Detector
 from covidnet.export import bundle as bundles
-from covidnet.export import onnx
+from covidnet.export import onnx, reference
+from covidnet.export.reference import Reference
+from covidnet.inference import engine
 
 LABELS = ("NCP", "CP", "Normal")
-SIZE = (16, 64, 64)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,19 @@ class Server:
         pytest.fail(f"it didn't become true within 10 s:\n{self.log.read_text()}")
 
 
+def _reference(model: Path, ordinary: np.ndarray) -> Reference:
+    outputs = engine.open_model(model).run(ordinary[:, None])
+    rows = [
+        {**reference.describe(volume), **reference.of_prediction(float(p.max()), float(score))}
+        for volume, p, score in zip(ordinary, outputs.probabilities, energy(outputs.logits, 1.5), strict=True)
+    ]
+    counts = np.bincount(outputs.logits.argmax(1), minlength=len(LABELS))
+    return Reference(
+        {name: reference.profile([row[name] for row in rows]) for name in rows[0]},
+        dict(zip(LABELS, counts.tolist(), strict=True)),
+    )
+
+
 @pytest.fixture(scope="session")
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle as `covidnet export` writes it, of a network with two convolutions."""
@@ -93,6 +109,7 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels=LABELS,
         calibration=bundles.Calibration(1.5, Detector(np.zeros(FEATURES), np.eye(FEATURES), 1e-6, 0.05)),  # flags all
         card="# Tiny\n",
+        extras={"reference.json": _reference(work / "model.onnx", volumes(240, seed=0)).to_json()},
     )
     return work / "bundle"
 
@@ -100,11 +117,11 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def start(
     bundle_dir: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], Server]]:
-    """Starts servers, and ends those that a test left running."""
+) -> Iterator[Callable[..., Server]]:
+    """Starts servers, each with a state of its own unless told, and ends those that a test left running."""
     started: list[Server] = []
 
-    def start_one() -> Server:
+    def start_one(state: Path | None = None) -> Server:
         http_port, grpc_port = _free_port(), _free_port()
         log = tmp_path_factory.mktemp("server") / "log.txt"
         arguments = ["--bundle", bundle_dir, "--http-port", str(http_port), "--grpc-port", str(grpc_port)]
@@ -112,7 +129,7 @@ def start(
             process = subprocess.Popen(
                 [sys.executable, "-m", "serving", *arguments],
                 cwd=repository,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COVIDNET_STATE": str(state or log.parent / "state")},
                 stdout=stream,
                 stderr=stream,
             )
