@@ -1,9 +1,10 @@
 # `make demo` and `make test` set up everything they need in .venv and run.
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test fast lint wheel bench clean
+.PHONY: demo test fast lint wheel bench image clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -22,6 +23,17 @@ lint: .venv/.ready            ## style and types
 
 bench: .venv/.ready           ## side-by-side benchmarks of this machine
 	for name in depthwise engines; do $(BIN)/python -m benchmarks.$$name; done
+
+# The wheels go in as files, so the build needs neither a network nor an index. In real use BASE is pinned by digest.
+BASE ?= docker.io/library/python:3.11-slim-bookworm
+DOCKER ?= docker
+TAG ?= 0.1.0
+image: .venv/.ready           ## images of the stages and of the endpoint, for Kubernetes
+	rm -rf build/wheels
+	$(PIP) wheel --quiet --disable-pip-version-check -c constraints.txt -w build/wheels '.[train,pipelines]' '.[serving]'
+	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f serving/Containerfile -t covidnet3d-serving:$(TAG) .
+	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f components/Containerfile -t covidnet3d-stages:$(TAG) .
+	$(DOCKER) image inspect -f '{{index .RepoTags 0}} {{.Size}} bytes' covidnet3d-serving:$(TAG) covidnet3d-stages:$(TAG)
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
