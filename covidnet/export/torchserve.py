@@ -29,7 +29,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first moment: the same bundle gives the 
 
 # Ports and paths as in KServe's examples. Management can load code, so it listens on loopback only. A token that expires
 # would cut off clients that can't reach the management port to renew it: it lives as long as the server.
-_CONFIG = """\
+CONFIG = """\
 inference_address=http://0.0.0.0:8085
 management_address=http://127.0.0.1:8081
 metrics_address=http://0.0.0.0:8082
@@ -74,7 +74,7 @@ def write(bundle_dir: Path, out: Path, serving: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     (work / "config").mkdir(parents=True)
     (work / "model-store").mkdir()
-    (work / "config" / "config.properties").write_text(_CONFIG.format(snapshot=json.dumps(_snapshot())))
+    (work / "config" / "config.properties").write_text(CONFIG.format(snapshot=json.dumps(_snapshot())))
     _archive(bundle, work / "model-store" / f"{NAME}.mar", serving)
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)

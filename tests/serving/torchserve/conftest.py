@@ -79,6 +79,7 @@ class TorchServe:
     management: str
     metrics: str
     tokens: dict[str, dict[str, str]]
+    keys: Path
     log: Path
 
     def client(self) -> httpx.Client:
@@ -132,7 +133,7 @@ def _ready(process: subprocess.Popen[bytes], addresses: list[str], keys: Path, l
         if process.poll() is not None:
             break
         try:
-            running = TorchServe(*addresses, json.loads(keys.read_text()), log)
+            running = TorchServe(*addresses, json.loads(keys.read_text()), keys, log)
             with running.client() as client:
                 if client.get("/ping").status_code == 200:
                     return running

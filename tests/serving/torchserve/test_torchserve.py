@@ -21,6 +21,7 @@ from covidnet.errors import CovidnetError
 from covidnet.export import torchserve
 from covidnet.export.bundle import FILES, WEIGHTS, Bundle
 from covidnet.inference import engine, predict
+from serving.torchserve import ping
 
 ts_context = pytest.importorskip("ts.context", reason="pip install 'covidnet3d[torchserve]'")
 
@@ -204,6 +205,13 @@ class TestServer:
         management = httpx.get(f"{server.management}/models", headers={"authorization": f"Bearer {key}"})
         assert management.status_code == 400
         assert httpx.get(f"{server.inference}/v2/health/ready").status_code == 400
+
+    def test_the_probe_takes_the_token_that_torchserve_wrote(self, server: Any, tmp_path: Path) -> None:
+        assert ping.ready(server.inference, server.keys)
+        assert not ping.ready(server.inference, tmp_path / "not_yet_written.json")
+        stale = tmp_path / "stale.json"
+        stale.write_text(json.dumps({"inference": {"key": "of-another-start"}}))
+        assert not ping.ready(server.inference, stale)
 
     def test_metrics_have_the_predictors_names(self, server: Any, volumes: np.ndarray) -> None:
         with server.client() as client:
