@@ -18,9 +18,9 @@ def audit(
     """
     from pathlib import Path
 
-    from covidnet.data.audit import audit_packed
+    from covidnet import stages
 
-    found = audit_packed(Path(dataset.path))
+    found = stages.audit(Path(dataset.path))
     for split, patients in found.patients.items():
         metrics.log_metric(f"patients_{split}", patients)
         metrics.log_metric(f"scans_{split}", sum(found.scans[split].values()))

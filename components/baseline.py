@@ -9,6 +9,10 @@ from components import IMAGE
 def baseline(
     params: str,
     name: str,
+    gpus: int,
+    gpu_type: str,
+    job: str,
+    code: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -18,6 +22,10 @@ def baseline(
     Args:
         params: Configuration, as JSON.
         name: resnet3d101, densenet3d121 or mc3_18.
+        gpus: Of this pod; 0 where a TrainJob has them.
+        gpu_type: What the nodes offer, e.g. nvidia.com/gpu.
+        job: Nodes and GPUs of a TrainJob, as JSON; empty trains in this pod.
+        code: Digest of the code: the cache answers for equal code only.
         dataset: From ingest.
         model: Weights, description, validation predictions.
         metrics: Validation accuracy, size, training cost.
@@ -26,8 +34,10 @@ def baseline(
     from pathlib import Path
 
     from covidnet import config, stages
+    from covidnet.training import train_job
 
-    found = stages.baseline(config.parse(json.loads(params)), Path(dataset.path), Path(model.path), name)
+    settings = config.parse(json.loads(params))
+    found = train_job.run(job, stages.baseline, settings, Path(dataset.path), Path(model.path), name)
     model.metadata.update({"folder": f"baseline/{name}", **found})
     for key, value in found.items():
         if isinstance(value, (int, float)):

@@ -1,6 +1,6 @@
 """Component `configure`: the run's parameters, checked before anything costly starts."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kfp import dsl
 
@@ -17,41 +17,70 @@ def configure(
     data_source: str,
     data_root: str,
     data_labels: str,
+    data_revision: str,
     search_size_mib: str,
     search_steps: str,
     training_budget: str,
     training_tmacs: str,
     training_epochs: str,
+    gate_margin: str,
+    gate_at_least: str,
+    gate_at_most: str,
+    service: str,
+    namespace: str,
+    nodes: int,
+    gpus: int,
+    gpu_type: str,
 ) -> NamedTuple(  # type: ignore[valid-type]
-    "Configured", [("ingest", str), ("training", str), ("search", str), ("whole", str)]
+    "Configured",
+    [
+        ("ingest", str),
+        ("training", str),
+        ("search", str),
+        ("whole", str),
+        ("rollout", str),
+        ("service", str),
+        ("registry", str),
+        ("data_revision", str),
+        ("code", str),
+        ("pod_gpus", int),
+        ("job", str),
+    ],
 ):
     """Check the run's parameters, and give every stage its part.
 
     Ingest, search and training get the sections that they depend on and no more, so that a changed
     `evaluate.bootstrap` finds yesterday's search in the cache; evaluate and export tell of the whole. A value
-    outside its range, or an unknown key, ends the run here and names the key.
+    outside its range, an unknown key, or another data revision than the expected one ends the run here, by name.
 
     Args:
         params: params.yaml, as JSON or YAML.
         overrides: `key.sub=value`, as `-S` on the command line; the last word.
         baselines: Human-designed networks to train.
         variants: Search spaces: S, L.
-        profile: Empty, like all that follow: as in params.
+        profile: Empty, like all that follow to `namespace`: as in params.
         data_source: phantom, nifti, slices or dicom.
         data_root: Folder of the raw scans, as the pod sees it.
         data_labels: CSV of path, label, patient.
+        data_revision: Expected digest of the raw scans.
         search_size_mib: Budget of the searched network, MiB of float32 parameters.
         search_steps: Joint iterations of the search.
         training_budget: compute or epochs.
         training_tmacs: Training budget per model, 10^12 multiply-accumulates.
         training_epochs: Training budget per model, passes.
+        gate_margin: Validation accuracy beside the deployed model or the baselines, at least.
+        gate_at_least: Figures on the test split to lower bounds, as JSON.
+        gate_at_most: Figures on the test split to upper bounds, as JSON.
+        service: InferenceService; null deploys nothing.
+        namespace: Of the service.
+        nodes: Above 1, search and training run as TrainJobs.
+        gpus: Per node.
+        gpu_type: What the nodes offer, e.g. nvidia.com/gpu.
     """
-    import json
-    import tempfile
+    import os
     from collections import namedtuple
-    from pathlib import Path
 
-    from covidnet import config
+    from covidnet import tasks
 
     knobs = {
         "profile": profile,
@@ -63,26 +92,17 @@ def configure(
         "training.budget": training_budget,
         "training.tmacs": training_tmacs,
         "training.epochs": training_epochs,
-        "baselines": json.dumps(baselines),
-        "search.variants": json.dumps(variants),
+        "gate.margin": gate_margin,
+        "gate.at_least": gate_at_least,
+        "gate.at_most": gate_at_most,
+        "deploy.service": service,
+        "deploy.namespace": namespace,
     }
-    chosen = [f"{key}={value}" for key, value in knobs.items() if value]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "params.yaml"
-        file.write_text(params)
-        settings = config.load(file, [*chosen, *overrides])
-    if list(settings.baselines) != baselines or list(settings.search.variants) != variants:
-        raise ValueError("set the models by `baselines` and `variants`, not by `overrides`: the graph branches on them")
-    if not baselines or not variants:
-        raise ValueError("expected at least one of `baselines` and one of `variants`: evaluate compares the two kinds")
-
-    # evaluate.positive goes with the classes: a part is checked as a configuration of its own
-    common: dict[str, Any] = {"seed": True, "classes": True, "channels": True, "evaluate": {"positive"}}
-    sections: dict[str, Any] = {
-        "ingest": {**common, "data": True},
-        "training": {**common, "training": True, "augment": True},
-        "search": {**common, "search": True, "augment": True},
-        "whole": None,
+    settings = tasks.choose(params, knobs, overrides, baselines, variants)
+    found = {
+        **tasks.parts(settings),
+        **tasks.placement(nodes, gpus, gpu_type, shared="COVIDNET_WORKSPACE" in os.environ),
+        **tasks.revisions(settings, data_revision),
     }
-    parts = {name: settings.model_dump_json(include=included) for name, included in sections.items()}
-    return namedtuple("Configured", parts)(**parts)
+    print(f"data revision {found['data_revision']}, code {found['code']}")
+    return namedtuple("Configured", found)(**found)

@@ -8,6 +8,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
     params: str,
+    code: str,
     dataset: dsl.Input[dsl.Dataset],
     baselines: dsl.Input[list[dsl.Model]],
     genotypes: dsl.Input[list[dsl.Artifact]],
@@ -22,6 +23,7 @@ def evaluate(
 
     Args:
         params: Configuration, as JSON.
+        code: Digest of the code: the cache answers for equal code only.
         dataset: From ingest.
         baselines: From all baselines.
         genotypes: From all searches.

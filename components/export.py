@@ -8,6 +8,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def export(
     params: str,
+    code: str,
     dataset: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Artifact],
     winner: dsl.Input[dsl.Model],
@@ -19,6 +20,7 @@ def export(
 
     Args:
         params: Configuration, as JSON.
+        code: Digest of the code: the cache answers for equal code only.
         dataset: From ingest.
         evaluation: From evaluate.
         winner: From evaluate.

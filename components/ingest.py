@@ -8,6 +8,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def ingest(
     params: str,
+    code: str,
     data_revision: str,
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -17,7 +18,8 @@ def ingest(
 
     Args:
         params: Configuration, as JSON.
-        data_revision: Any text that changes when the raw scans do; the cache answers for equal texts only.
+        code: Digest of the code: the cache answers for equal code only.
+        data_revision: Digest of the raw scans: the cache answers for equal scans only.
         dataset: scans.npy, manifest.csv, and rejected.csv with the reason for all that was left out.
         metrics: Scans per split and class, rejected share.
         contact_sheet: Middle slices of some scans of each class.

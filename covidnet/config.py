@@ -182,6 +182,8 @@ class Gate(Section):
     )
     at_least: dict[str, float] = Field({"accuracy": 0.5}, description="figures of the winner on the test split")
     at_most: dict[str, float] = Field({"ece_after": 0.15}, description="the same, upper bounds")
+    false_alarms: float = Field(0.15, ge=0, le=1, description="share of the test scans flagged as out of distribution")
+    foreign_flagged: float = Field(0.75, ge=0, le=1, description="share of spoiled scans flagged, at least")
 
 
 class Deploy(Section):

@@ -5,6 +5,8 @@
         (work / "genotype.json").write_text(...)
 
 An interrupted stage leaves `<out>.partial`, which the same stage with the same key finds again (checkpoints live there).
+Where the output folder goes with the task, as in a pod, `COVIDNET_WORKSPACE` names a folder that stays: stages work there
+under their key and hand over a copy, so that a killed task goes on in its successor.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +28,7 @@ from covidnet import __version__
 from covidnet.errors import CovidnetError
 
 PROVENANCE = "provenance.json"
+WORKSPACE = "COVIDNET_WORKSPACE"
 _VERSIONED = ("torch", "numpy", "monai", "onnx", "onnxruntime-gpu", "openvino", "pydicom", "scikit-learn")
 
 
@@ -47,7 +50,12 @@ def write(out: Path, stage: str, parameters: Mapping[str, Any], inputs: Mapping[
     if is_complete(out, key):
         yield None
         return
-    work = out.with_name(out.name + ".partial")
+    target = Path(os.environ[WORKSPACE]) / f"{stage}-{key[:16]}" if os.environ.get(WORKSPACE) else out
+    if target != out and is_complete(target, key):
+        _replace(out, lambda new: shutil.copytree(target, new))
+        yield None
+        return
+    work = target.with_name(target.name + ".partial")
     _claim(work, key)
     started = time.monotonic()
     yield work
@@ -64,12 +72,9 @@ def write(out: Path, stage: str, parameters: Mapping[str, Any], inputs: Mapping[
     }
     (work / ".key").unlink()
     (work / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
-    old = out.with_name(out.name + ".old.partial")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    os.replace(work, out)
-    shutil.rmtree(old, ignore_errors=True)
+    _replace(target, lambda new: os.replace(work, new))
+    if target != out:
+        _replace(out, lambda new: shutil.copytree(target, new))
 
 
 def is_complete(out: Path, key: str | None = None) -> bool:
@@ -113,6 +118,14 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def code_digest() -> str:
+    """First 12 hex digits of the sha256 of this package's sources: what a cached result must have in common."""
+    package, total = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".j2")):
+        total.update(f"{file.relative_to(package)}\0{_sha256(file)}\n".encode())
+    return total.hexdigest()[:12]
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"covidnet3d": __version__, "python": platform.python_version()}
@@ -137,6 +150,18 @@ def peak_memory_mib() -> int:
     """Largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def _replace(out: Path, make: Callable[[Path], object]) -> None:
+    """Put what ``make`` makes in the place of ``out``, which is whole at any moment but that of the renaming."""
+    old, new = out.with_name(out.name + ".old.partial"), out.with_name(out.name + ".new.partial")
+    for leftover in (old, new):
+        shutil.rmtree(leftover, ignore_errors=True)
+    make(new)
+    if out.exists():
+        out.rename(old)
+    os.replace(new, out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _key(stage: str, parameters: Mapping[str, Any], digests: Mapping[str, str]) -> str:

@@ -18,7 +18,9 @@ from covidnet.errors import CovidnetError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from covidnet.data.audit import Audit
     from covidnet.data.packed import Packed
+    from covidnet.deploy.findings import Findings
     from covidnet.models.blocks import Classifier
     from covidnet.models.saved import Description
     from covidnet.training.volumes import Volumes
@@ -167,6 +169,55 @@ def export(config: Config, dataset: Path, evaluated: Path, candidates: Sequence[
         from covidnet.export.run import run
 
         return run(config, dataset, winner, evaluated, work)
+
+
+def audit(dataset: Path) -> "Audit":
+    """Look for leaks between the splits (`covidnet.data.audit`)."""
+    from covidnet.data.audit import audit_packed
+
+    return audit_packed(folder.require(dataset, "ingest"))
+
+
+def gate(config: Config, dataset: Path, evaluated: Path, winner: Path, baselines: Sequence[Path]) -> "Findings":
+    """Is the winner good enough to be handed over, beside the deployed model or the baselines?"""
+    from covidnet.deploy import gate
+
+    deployed = None
+    if config.deploy.service:
+        from covidnet.deploy import run
+
+        deployed = run.rollout(config.deploy).stable()
+    return gate.decide(config, dataset, evaluated, winner, baselines, deployed)
+
+
+def deploy(config: Config, bundle: Path, uri: str) -> str:
+    """Load a bundle beside the served model, without traffic; says what was done."""
+    from covidnet.deploy import run
+
+    return run.deploy(config.deploy, bundle, uri)
+
+
+def smoke_test(config: Config, dataset: Path, bundle: Path) -> "Findings":
+    """Compare the answers of what was deployed with those of its bundle."""
+    from covidnet.deploy import run
+
+    return run.smoke_test(config.deploy, dataset, bundle)
+
+
+def release(config: Config, dataset: Path, passed: bool) -> "Findings":
+    """Give what was deployed the traffic in steps, or take it back."""
+    from covidnet.deploy import run
+
+    return run.release(config.deploy, dataset, passed)
+
+
+def register(config: Config, evaluated: Path, bundle: Path, uri: str, lineage: dict[str, str]) -> str:
+    """Register a bundle in the Model Registry; says as what."""
+    from covidnet.deploy import registry
+
+    if config.deploy.registry is None:
+        raise UsageError("deploy.registry: expected the address of a Model Registry, found null")
+    return registry.register(config.deploy.registry, evaluated, bundle, uri, lineage)
 
 
 def _train(

@@ -1,14 +1,14 @@
-"""`python -m pipelines compile | run | submit`: the same graph as YAML, on this machine, on a cluster."""
+"""`python -m pipelines compile | run | submit | schedule`: the same graph as YAML, on this machine, on a cluster."""
 
 import sys
 import time
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from covidnet import config
+from covidnet import config, tasks
 from covidnet.errors import CovidnetError, UsageError
 from pipelines import covidnet3d, local
 from pipelines.cluster import Cluster
@@ -25,37 +25,32 @@ Override = Annotated[
     list[str] | None,
     typer.Option("-S", "--set", metavar="KEY=VALUE", help="Override a parameter, e.g. -S search.steps=200."),
 ]
-AtLeast = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FIGURE=BOUND", help="Gate: lower bound of a figure on the test split; default accuracy=0.5."),
-]
-AtMost = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FIGURE=BOUND", help="Gate: upper bound of a figure on the test split; default ece_after=0.15."
-    ),
-]
-Margin = Annotated[float, typer.Option(help="Gate: validation accuracy less that of the best baseline, at least.")]
-Gpus = Annotated[int, typer.Option(min=0, help="Per search, training and evaluation pod.")]
-GpuResource = Annotated[str, typer.Option(help="What the GPU nodes offer, e.g. nvidia.com/gpu.")]
 DataClaim = Annotated[str | None, typer.Option(help="PersistentVolumeClaim with raw scans, mounted at /data.")]
-
-
-class Runner(StrEnum):
-    """Ways to run on this machine."""
-
-    subprocess = "subprocess"
+WorkspaceClaim = Annotated[
+    str | None, typer.Option(help="PersistentVolumeClaim for checkpoints, mounted at /workspace; --nodes needs one.")
+]
+NodeSelector = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label of the nodes that train.")]
+Toleration = Annotated[list[str] | None, typer.Option(metavar="KEY", help="Taint of those nodes; adds nvidia.com/gpu.")]
+Host = Annotated[str, typer.Option(help="Pipelines API, e.g. https://kubeflow.example/pipeline.")]
+DataRevision = Annotated[str, typer.Option(help="Expected digest of the raw scans, as `configure` prints it.")]
+Experiment = Annotated[str, typer.Option(help="Made if it isn't there.")]
+Namespace = Annotated[str | None, typer.Option(help="Profile, in a multi-user Kubeflow.")]
+Token = Annotated[str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token.")]
+Gpus = Annotated[int, typer.Option(help="Per node.")]
+GpuType = Annotated[str, typer.Option(help="What the GPU nodes offer, e.g. nvidia.com/mig-1g.10gb.")]
+Nodes = Annotated[int, typer.Option(help="Above 1, search and training run as TrainJobs of so many pods.")]
 
 
 @app.command("compile")
 def compile_graph(
     out: Annotated[Path, typer.Option(help="YAML file to write.")] = Path(__file__).parent / "covidnet3d.yaml",
-    gpus: Gpus = 0,
-    gpu_resource: GpuResource = "nvidia.com/gpu",
     data_claim: DataClaim = None,
+    workspace_claim: WorkspaceClaim = None,
+    node_selector: NodeSelector = None,
+    toleration: Toleration = None,
 ) -> None:
     """Write the graph as YAML, to upload in the Kubeflow UI. COVIDNET_IMAGE names the image of the tasks."""
-    covidnet3d.write(Cluster(gpus, gpu_resource, data_claim), out)
+    covidnet3d.write(_cluster(data_claim, workspace_claim, node_selector, toleration), out)
     print(f"Pipeline: {out}")
 
 
@@ -63,78 +58,93 @@ def compile_graph(
 def run(
     params: Params = Path("params.yaml"),
     overrides: Override = None,
-    at_least: AtLeast = None,
-    at_most: AtMost = None,
-    margin: Margin = covidnet3d.GATE_MARGIN,
     out: Annotated[Path, typer.Option(help="Folder for what the stages write.")] = Path("results/kubeflow"),
-    runner: Annotated[Runner, typer.Option(help="Each task is a process of this Python.")] = Runner.subprocess,
+    runner: Annotated[
+        local.Runner, typer.Option(help="Each task is a process of this Python, or a container of COVIDNET_IMAGE.")
+    ] = local.Runner.subprocess,
 ) -> None:
-    """Run the whole graph on this machine."""
-    print(local.run({**_configuration(params, overrides), **_gate(at_least, at_most, margin)}, out.absolute()))
+    """Run the whole graph on this machine, without deploying; a killed run goes on when it is started again."""
+    arguments = _arguments(params, overrides)
+    root = config.load(params, overrides).data.root
+    print(local.run(arguments, out.absolute(), runner, Path(root).absolute() if root else None))
     print(f"Results: {out}")
 
 
 @app.command()
 def submit(
-    host: Annotated[str, typer.Option(help="Pipelines API, e.g. https://kubeflow.example/pipeline.")],
+    host: Host,
     params: Params = Path("params.yaml"),
     overrides: Override = None,
-    at_least: AtLeast = None,
-    at_most: AtMost = None,
-    margin: Margin = covidnet3d.GATE_MARGIN,
-    data_revision: Annotated[str, typer.Option(help="Any text that changes when the raw scans do.")] = "",
-    experiment: Annotated[str, typer.Option(help="Made if it isn't there.")] = "covidnet3d",
+    data_revision: DataRevision = "",
+    experiment: Experiment = "covidnet3d",
     run_name: Annotated[str | None, typer.Option(help="Default: covidnet3d and the time.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="Profile, in a multi-user Kubeflow.")] = None,
-    token: Annotated[str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token.")] = None,
+    namespace: Namespace = None,
+    token: Token = None,
+    nodes: Nodes = 1,
     gpus: Gpus = 0,
-    gpu_resource: GpuResource = "nvidia.com/gpu",
+    gpu_type: GpuType = "nvidia.com/gpu",
     data_claim: DataClaim = None,
+    workspace_claim: WorkspaceClaim = None,
+    node_selector: NodeSelector = None,
+    toleration: Toleration = None,
+    cached: Annotated[bool, typer.Option(help="Take results of equal inputs from the cache.")] = True,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 1 if it fails.")] = False,
 ) -> None:
     """Start a run on a cluster and print its link."""
-    arguments = {
-        **_configuration(params, overrides),
-        **_gate(at_least, at_most, margin),
-        "data_revision": data_revision,
-    }
-    server, cluster = Server(host, namespace, token), Cluster(gpus, gpu_resource, data_claim)
+    arguments = {**_arguments(params, overrides), **_placed(nodes, gpus, gpu_type, workspace_claim, data_revision)}
+    server = Server(host, namespace, token)
+    cluster = replace(_cluster(data_claim, workspace_claim, node_selector, toleration), cached=cached)
     run_name = run_name or f"covidnet3d {time.strftime('%Y-%m-%d %H:%M:%S')}"
     run_id = server.submit(cluster, arguments, experiment, run_name)
     if wait:
         server.wait(run_id)
 
 
-def _configuration(params: Path, overrides: list[str] | None) -> dict[str, Any]:
+@app.command()
+def schedule(
+    host: Host,
+    cron: Annotated[str, typer.Option(help="Six fields, seconds first; default: every night at two.")] = "0 0 2 * * *",
+    name: Annotated[str, typer.Option(help="Of the schedule; one of the same name is replaced.")] = "covidnet3d",
+    params: Params = Path("params.yaml"),
+    overrides: Override = None,
+    experiment: Experiment = "covidnet3d",
+    namespace: Namespace = None,
+    token: Token = None,
+    nodes: Nodes = 1,
+    gpus: Gpus = 0,
+    gpu_type: GpuType = "nvidia.com/gpu",
+    data_claim: DataClaim = None,
+    workspace_claim: WorkspaceClaim = None,
+    node_selector: NodeSelector = None,
+    toleration: Toleration = None,
+) -> None:
+    """Look again and again whether the raw scans changed, and retrain when they did."""
+    arguments = {**_arguments(params, overrides), **_placed(nodes, gpus, gpu_type, workspace_claim, "")}
+    server, cluster = Server(host, namespace, token), _cluster(data_claim, workspace_claim, node_selector, toleration)
+    print(f"Schedule {name}: {server.schedule(cluster, arguments, experiment, name, cron)}")
+
+
+def _arguments(params: Path, overrides: list[str] | None) -> dict[str, Any]:
     """Arguments of the pipeline, checked here first: a wrong one starts nothing."""
     chosen = config.load(params, overrides)
-    if not chosen.baselines or not chosen.search.variants:
-        raise UsageError("params: expected at least one of baselines and one of search.variants to compare; found none")
-    return {
-        "params": params.read_text(),
-        "overrides": overrides or [],
-        "baselines": list(chosen.baselines),
-        "variants": list(chosen.search.variants),
-    }
+    text, models = params.read_text(), {"baselines": list(chosen.baselines), "variants": list(chosen.search.variants)}
+    tasks.choose(text, {}, overrides or [], **models)
+    return {"params": text, "overrides": overrides or [], **models}
 
 
-def _gate(at_least: list[str] | None, at_most: list[str] | None, margin: float) -> dict[str, Any]:
-    return {
-        "gate_at_least": _bounds("--at-least", at_least) if at_least else covidnet3d.GATE_AT_LEAST,
-        "gate_at_most": _bounds("--at-most", at_most) if at_most else covidnet3d.GATE_AT_MOST,
-        "gate_margin": margin,
-    }
+def _placed(nodes: int, gpus: int, gpu_type: str, workspace_claim: str | None, data_revision: str) -> dict[str, Any]:
+    tasks.placement(nodes, gpus, gpu_type, shared=workspace_claim is not None)
+    return {"nodes": nodes, "gpus": gpus, "gpu_type": gpu_type, "data_revision": data_revision}
 
 
-def _bounds(option: str, texts: list[str]) -> dict[str, float]:
-    bounds = {}
-    for text in texts:
-        name, _, bound = text.partition("=")
-        try:
-            bounds[name] = float(bound)
-        except ValueError:
-            raise UsageError(f"{option} {text}: expected FIGURE=BOUND, e.g. accuracy=0.8") from None
-    return bounds
+def _cluster(
+    data_claim: str | None, workspace_claim: str | None, node_selector: list[str] | None, toleration: list[str] | None
+) -> Cluster:
+    for label in node_selector or []:
+        if not all(label.partition("=")):
+            raise UsageError(f"--node-selector {label}: expected KEY=VALUE, e.g. accelerator=a100")
+    tolerations = ("nvidia.com/gpu", *(toleration or []))
+    return Cluster(data_claim, workspace_claim, tuple(node_selector or []), tolerations)
 
 
 def main() -> None:

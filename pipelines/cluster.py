@@ -1,50 +1,90 @@
 """What the pods of each kind of task ask of a cluster."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from kfp import dsl, kubernetes
 
-RAW_SCANS = "/data"
+from components import IMAGE
+from covidnet.folder import WORKSPACE
+
+RAW_SCANS, SHARED = "/data", "/workspace"
 _HOUR_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Settings of the pods. Fixed when the graph is compiled: KFP 2.17 hands no parameters to resources inside loops.
+    """Settings of the pods, fixed when the graph is compiled; GPUs and nodes are parameters of a run.
 
     Args:
-        gpus: per search, training and evaluation pod; 0 runs on CPU.
-        gpu_resource: the extended resource that the GPU nodes offer; its taint is tolerated.
-        data_claim: PersistentVolumeClaim with the raw scans, mounted at `/data`; None for phantoms.
+        data_claim: PersistentVolumeClaim with the raw scans, mounted read-only at `/data`; None for phantoms.
+        workspace_claim: PersistentVolumeClaim for work in progress, mounted at `/workspace`: a task that lost its pod
+            goes on from its checkpoint, and the pods of a TrainJob share it (then it must be ReadWriteMany).
+        node_selector: labels of the nodes that train, ``key=value``.
+        tolerations: taints of those nodes, by key.
+        cached: take results of equal inputs from the cache.
         retries: after a lost pod. A fault that a user can mend fails again, so more is a waste.
     """
 
-    gpus: int = 0
-    gpu_resource: str = "nvidia.com/gpu"
     data_claim: str | None = None
-    retries: int = 1
+    workspace_claim: str | None = None
+    node_selector: tuple[str, ...] = ()
+    tolerations: tuple[str, ...] = ("nvidia.com/gpu",)
+    cached: bool = True
+    retries: int = 2
 
-    def light(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
-        """A task of seconds that reads small files."""
-        kubernetes.set_timeout(task, _HOUR_SECONDS)
+    def light(self, task: dsl.PipelineTask, hours: int = 1) -> dsl.PipelineTask:
+        """A task of seconds that reads small files, or waits."""
+        kubernetes.set_timeout(task, hours * _HOUR_SECONDS)
+        task.set_caching_options(self.cached)
         return task.set_cpu_request("500m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("4Gi")
+
+    def configuring(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Looks at the raw scans' names and sizes, so never from the cache."""
+        self._mount(task)
+        return self.light(task).set_caching_options(False)
 
     def ingesting(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         """Decoding, one process per core."""
-        if self.data_claim:
-            kubernetes.mount_pvc(task, self.data_claim, RAW_SCANS)
+        self._mount(task)
         kubernetes.set_timeout(task, 12 * _HOUR_SECONDS)
+        task.set_caching_options(self.cached)
         task.set_cpu_request("4").set_cpu_limit("16").set_memory_request("8Gi").set_memory_limit("32Gi")
         return self._retried(task)
 
-    def training(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
-        """Anything that runs a network on the packed dataset, which it holds in memory."""
-        if self.gpus:
-            task.set_accelerator_type(self.gpu_resource).set_accelerator_limit(self.gpus)
-            kubernetes.add_toleration(task, key=self.gpu_resource, operator="Exists", effect="NoSchedule")
+    def computing(self, task: dsl.PipelineTask, gpus: Any = None, gpu_type: Any = None) -> dsl.PipelineTask:
+        """Anything that runs a network on the packed dataset, which it holds in memory.
+
+        Args:
+            task: to place.
+            gpus: parameter of the run; None asks for none.
+            gpu_type: parameter of the run.
+        """
+        if gpus is not None:
+            task.set_accelerator_type(gpu_type).set_accelerator_limit(gpus)
+        for key in self.tolerations:
+            kubernetes.add_toleration(task, key=key, operator="Exists", effect="NoSchedule")
+        for label in self.node_selector:
+            kubernetes.add_node_selector(task, *label.split("=", 1))
+        # PyTorch hands batches between processes through /dev/shm, and containers have 64 MiB of it
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="4Gi")
+        self._mount_workspace(task)
         kubernetes.set_timeout(task, 72 * _HOUR_SECONDS)
+        task.set_caching_options(self.cached)
         task.set_cpu_request("2").set_cpu_limit("8").set_memory_request("6Gi").set_memory_limit("24Gi")
         return self._retried(task)
 
+    def _mount(self, task: dsl.PipelineTask) -> None:
+        if self.data_claim:
+            kubernetes.mount_pvc(task, self.data_claim, RAW_SCANS)
+        self._mount_workspace(task)
+
+    def _mount_workspace(self, task: dsl.PipelineTask) -> None:
+        if self.workspace_claim:
+            kubernetes.mount_pvc(task, self.workspace_claim, SHARED)
+            task.set_env_variable(WORKSPACE, SHARED)
+            task.set_env_variable("COVIDNET_WORKSPACE_CLAIM", self.workspace_claim)
+            task.set_env_variable("COVIDNET_IMAGE", IMAGE)  # of the pods of a TrainJob
+
     def _retried(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
-        return task.set_retry(self.retries, backoff_duration="60s") if self.retries else task
+        return task.set_retry(self.retries, backoff_duration="60s", backoff_factor=2.0) if self.retries else task

@@ -1,40 +1,65 @@
-"""Run the graph on this machine: each task a process, results laid out as `dvc repro` leaves them."""
+"""Run the graph on this machine: each task a process or a container, results laid out as `dvc repro` leaves them.
+
+What tasks do lies under ``<out>/.workspace`` by the key of its inputs until the run has ended well: a run that was killed
+and is started again finds finished stages there, and checkpoints of the one that was under way.
+"""
 
 import json
+import os
 import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from kfp import local
 
 from covidnet.errors import CovidnetError
+from covidnet.folder import WORKSPACE
 from pipelines.cluster import Cluster
 from pipelines.covidnet3d import build
 
+NO_CLUSTER = ("deploy.service=null", "deploy.registry=null")
 
-def run(arguments: Mapping[str, Any], out: Path) -> str:
-    """Run with this environment's own Python, and leave what the stages wrote in ``out``, also after a failure.
+
+class Runner(StrEnum):
+    """Ways to run on this machine."""
+
+    subprocess = "subprocess"
+    docker = "docker"
+
+
+def run(
+    arguments: Mapping[str, Any], out: Path, runner: Runner = Runner.subprocess, data_root: Path | None = None
+) -> str:
+    """Run, and leave what the stages wrote in ``out``, also after a failure.
 
     Args:
         arguments: of the pipeline.
         out: gets ``dataset``, ``baseline/<name>``, ``search/<variant>``, ... as `results` of `dvc repro` has them.
+        runner: processes of this Python, or containers of the image that COVIDNET_IMAGE names.
+        data_root: raw scans, for containers to see at the same path.
 
     Returns:
         the gate's verdict and its reason.
 
     Raises:
-        CovidnetError: a task failed; its log is on stdout.
+        CovidnetError: a task failed; its log is on stdout. Or there is no Docker Engine.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".run-*"):
+        shutil.rmtree(leftover)
+    workspace = out / ".workspace"
+    workspace.mkdir(exist_ok=True)
+    os.environ[WORKSPACE] = str(workspace)
+    arguments = {**arguments, "overrides": [*arguments.get("overrides", []), *NO_CLUSTER]}
     graph = build(Cluster(retries=0))
     with tempfile.TemporaryDirectory(prefix=".run-", dir=out) as root:
         # kfp deletes its workspace_root after the run: only ever a folder made for it
-        runner = local.SubprocessRunner(use_venv=False)
-        local.init(runner, pipeline_root=root, workspace_root=tempfile.mkdtemp(dir=root))
+        local.init(_runner(runner, workspace, data_root), pipeline_root=root, workspace_root=tempfile.mkdtemp(dir=root))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Task .* have no effect in the current local runner")
@@ -48,7 +73,32 @@ def run(arguments: Mapping[str, Any], out: Path) -> str:
             for artifact in artifacts:
                 if "folder" in artifact["metadata"]:
                     _move(Path(artifact["uri"]), out / artifact["metadata"]["folder"])
-        return next(Path(artifact["uri"]).read_text() for artifact in artifacts if artifact["name"] == "reason")
+        reason = next(Path(artifact["uri"]).read_text() for artifact in artifacts if artifact["name"] == "reason")
+    shutil.rmtree(workspace)
+    return reason
+
+
+def _runner(runner: Runner, workspace: Path, data_root: Path | None) -> Any:
+    if runner == Runner.subprocess:
+        return local.SubprocessRunner(use_venv=False)
+    try:
+        import docker
+    except ImportError:
+        raise CovidnetError("--runner docker needs the Docker client: pip install docker") from None
+    try:
+        docker.from_env().ping()
+    except docker.errors.DockerException:
+        raise CovidnetError("--runner docker: no Docker Engine answers; start it, or set DOCKER_HOST") from None
+    mounts = [docker.types.Mount(str(workspace), str(workspace), "bind")]
+    if data_root is not None:
+        mounts.append(docker.types.Mount(str(data_root), str(data_root), "bind", read_only=True))
+    return local.DockerRunner(
+        user=f"{os.getuid()}:{os.getgid()}",  # so that the results are the caller's
+        environment={WORKSPACE: str(workspace), "HOME": "/tmp"},
+        mounts=mounts,
+        network_mode="none",  # no stage needs one
+        init=True,  # so that a stop reaches the task
+    )
 
 
 def _artifacts(root: Path) -> Iterator[dict[str, Any]]:

@@ -36,10 +36,10 @@ def connect() -> ApiClient:
         CovidnetError: there is neither.
     """
     try:
-        config.load_config()
-    except (ConfigException, TypeError) as error:
+        config.load_incluster_config() if _OWN_NAMESPACE.is_file() else config.load_kube_config()
+    except ConfigException:
         raise CovidnetError(
-            f"no Kubernetes cluster: expected to run in a pod or with a kubeconfig ({type(error).__name__})"
+            "no Kubernetes cluster: expected to run in a pod, or with a kubeconfig; found neither"
         ) from None
     return ApiClient()
 

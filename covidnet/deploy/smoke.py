@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel
@@ -11,29 +10,11 @@ import numpy as np
 from covidnet.config import Deploy
 from covidnet.data.sources import phantom
 from covidnet.deploy.endpoint import Endpoint, EndpointError
+from covidnet.deploy.findings import Findings
 from covidnet.errors import CovidnetError
 from covidnet.export.bundle import Bundle
 from covidnet.inference.engine import load
-from covidnet.inference.predict import predict
-
-
-@dataclass(slots=True)
-class Findings:
-    """What was checked: ``(met, sentence)`` each."""
-
-    checks: list[tuple[bool, str]] = field(default_factory=list)
-
-    def add(self, met: bool, text: str) -> None:
-        self.checks.append((bool(met), text))
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.checks) and all(met for met, _ in self.checks)
-
-    def markdown(self, good: str, bad: str) -> str:
-        """The verdict, then every check."""
-        lines = [f"- {'met' if met else '**not met**'}: {text}" for met, text in self.checks]
-        return "\n".join([good if self.passed else bad, "", *lines]) + "\n"
+from covidnet.inference.predict import OUT_OF_DISTRIBUTION, predict
 
 
 def smoke_test(endpoint: Endpoint, bundle: Path, volumes: np.ndarray, settings: Deploy) -> Findings:
@@ -56,6 +37,9 @@ def smoke_test(endpoint: Endpoint, bundle: Path, volumes: np.ndarray, settings: 
         )
         _compare(findings, f"{len(volumes)} prepared scans", answers.probabilities, expected, settings.tolerance)
         if answers.flags:
+            noise = np.random.default_rng(0).integers(0, 256, (1, *volumes.shape[1:]), dtype=np.uint8)
+            flagged = any(OUT_OF_DISTRIBUTION in flags for flags in endpoint.classify(noise).flags)
+            findings.add(flagged, "noise in place of a scan is flagged as out of distribution")
             _check_file(findings, endpoint, bundle, settings)
     except EndpointError as error:
         findings.add(False, str(error))

@@ -9,12 +9,28 @@ import pytest
 import yaml
 from kfp import dsl
 
-from components import audit, baseline, configure, evaluate, export, gate, ingest, report, retrain, search
-from covidnet import config
+from components import (
+    audit,
+    baseline,
+    configure,
+    deploy,
+    evaluate,
+    export,
+    gate,
+    ingest,
+    register,
+    release,
+    report,
+    retrain,
+    search,
+    smoke_test,
+)  # fmt: skip
+from covidnet import config, folder
+from covidnet.deploy.findings import Findings
 from covidnet.errors import UsageError
 
-MODULES = [audit, baseline, configure, evaluate, export, gate, ingest, report, retrain, search]
-STAGES = [baseline, evaluate, export, ingest, retrain, search]
+STAGES = [audit, baseline, deploy, evaluate, export, gate, ingest, register, release, retrain, search, smoke_test]
+MODULES = [*STAGES, configure, report]
 
 
 def name_of(module):
@@ -60,16 +76,14 @@ def test_every_component_and_each_of_its_inputs_explains_itself_in_the_ui(module
 
 
 @pytest.mark.parametrize("module", STAGES, ids=name_of)
-def test_a_stage_component_makes_one_call_into_the_stage_of_its_name(module):
-    calls = [
-        node.func.attr
+def test_a_stage_component_makes_one_use_of_the_stage_of_its_name(module):
+    """Called, or handed to `train_job.run`, which calls it here or in a TrainJob."""
+    used = [
+        node.attr
         for node in ast.walk(tree_of(module))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and isinstance(node.func.value, ast.Name)
-        and node.func.value.id == "stages"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "stages"
     ]
-    assert calls == [name_of(module)]
+    assert used == [name_of(module)]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
@@ -90,6 +104,15 @@ def test_the_body_stands_alone_once_kfp_has_cut_it_out(module):
 
 
 KNOBS = {
+    "nodes": 1,
+    "gpus": 0,
+    "gpu_type": "nvidia.com/gpu",
+    "data_revision": "",
+    "gate_margin": "",
+    "gate_at_least": "",
+    "gate_at_most": "",
+    "service": "",
+    "namespace": "",
     "profile": "",
     "data_source": "",
     "data_root": "",
@@ -140,7 +163,10 @@ def test_a_part_holds_the_values_of_the_whole(repository):
     assert config.parse(json.loads(parts.training)).training == whole.training
     assert config.parse(json.loads(parts.training)).channels == whole.channels == 3
     assert config.parse(json.loads(parts.search)).search == whole.search
-    assert config.parse(json.loads(parts.whole)) == whole
+    assert config.parse(json.loads(parts.rollout)).gate == whole.gate
+    assert config.parse(json.loads(parts.rollout)).deploy == whole.deploy
+    told = config.parse(json.loads(parts.whole))
+    assert told == whole.model_copy(update={"gate": told.gate, "deploy": told.deploy, "results": told.results})
 
 
 def test_what_a_stage_does_not_depend_on_leaves_its_cache_key_alone():
@@ -149,9 +175,59 @@ def test_what_a_stage_does_not_depend_on_leaves_its_cache_key_alone():
     assert (before.ingest, before.training, before.search) == (after.ingest, after.training, after.search)
 
 
+def test_another_gate_or_service_trains_and_evaluates_nothing_again():
+    params = "gate: {at_least: {accuracy: 0.5}}"
+    before = configured(params)
+    after = configured(params, gate_margin="0.1", gate_at_least="{kappa: 0.3}", service="lungs")
+    assert before.rollout != after.rollout
+    told = config.parse(json.loads(after.rollout))
+    assert (told.gate.margin, told.gate.at_least, told.deploy.service) == (
+        0.1,
+        {"accuracy": 0.5, "kappa": 0.3},
+        "lungs",
+    )
+    names = ("ingest", "training", "search", "whole", "data_revision", "code")
+    assert [getattr(before, name) for name in names] == [getattr(after, name) for name in names]
+
+
+def test_no_service_is_an_empty_text_that_the_graph_can_ask_for():
+    assert configured().service == "covidnet"
+    assert configured(service="null").service == ""
+
+
+def test_gpus_are_those_of_the_pod_or_of_its_train_job(monkeypatch):
+    assert (configured(gpus=2).pod_gpus, configured(gpus=2).job) == (2, "")
+    with pytest.raises(UsageError, match="needs a volume that all pods share: give --workspace-claim"):
+        configured(gpus=2, nodes=4)
+    monkeypatch.setenv("COVIDNET_WORKSPACE", "/workspace")
+    parts = configured(gpus=2, nodes=4)
+    assert parts.pod_gpus == 0
+    assert json.loads(parts.job) == {"nodes": 4, "gpus": 2, "gpu_type": "nvidia.com/gpu"}
+
+
+def test_the_data_revision_changes_with_the_scans_and_is_checked(tmp_path):
+    raw = {"data_source": "nifti", "data_root": str(tmp_path)}
+    (tmp_path / "a.nii.gz").write_bytes(b"1")
+    first = configured(**raw).data_revision
+    assert configured(**raw, data_revision=first).data_revision == first
+    (tmp_path / "b.nii.gz").write_bytes(b"2")
+    second = configured(**raw).data_revision
+    assert second != first
+    with pytest.raises(UsageError, match=f"data revision {first} is not here: data.root .* has revision {second}"):
+        configured(**raw, data_revision=first)
+    with pytest.raises(UsageError, match="no such folder"):
+        configured(data_source="nifti", data_root=str(tmp_path / "nowhere"))
+
+
+def test_the_phantoms_revision_is_that_of_their_parameters():
+    fewer = configured(overrides=["data.phantom.patients=30"])
+    assert configured().data_revision == configured(search_steps="9").data_revision != fewer.data_revision
+
+
 def test_other_classes_pass_through_every_part():
     parts = configured("classes: [covid, normal]\nevaluate: {positive: covid}\n")
-    assert all(config.parse(json.loads(part)).classes == ("covid", "normal") for part in parts)
+    told = [getattr(parts, name) for name in ("ingest", "training", "search", "whole", "rollout")]
+    assert all(config.parse(json.loads(part)).classes == ("covid", "normal") for part in told)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +240,11 @@ def test_other_classes_pass_through_every_part():
         ({"baselines": ["resnet"]}, "baselines"),
         ({"variants": ["M"]}, "search.variants"),
         ({"data_source": "dicom"}, "set data.root"),
+        ({"gate_margin": "2"}, "gate.margin"),
+        ({"gate_at_least": "[accuracy]"}, "gate.at_least"),
+        ({"service": "Not A Name"}, "deploy.service"),
+        ({"nodes": 0}, "expected nodes of 1 to 256"),
+        ({"gpus": -1}, "gpus of 0 to 16"),
     ],
 )
 def test_a_wrong_parameter_is_named(arguments, message):
@@ -181,7 +262,7 @@ def test_a_wrong_parameter_is_named(arguments, message):
     ],
 )
 def test_branches_that_the_graph_could_not_follow_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         configured(**arguments)
 
 
@@ -197,19 +278,19 @@ def audited(tmp_path):
     from covidnet.data import packed
 
     def run(*rows):
-        folder = tmp_path / "dataset"
-        folder.mkdir()
-        np.save(folder / "scans.npy", np.zeros((len(rows), 8, 16, 16), np.uint8))
-        packed.write_manifest(
-            folder / "manifest.csv",
-            [
-                packed.Row(f"s{i}", patient, "NCP", split, "phantom", f"sha{i}", "1;1;1", 8, "")
-                for i, (patient, split) in enumerate(rows)
-            ],
-        )
+        dataset = tmp_path / "dataset"
+        with folder.write(dataset, "ingest", {}, {}) as work:
+            np.save(work / "scans.npy", np.zeros((len(rows), 8, 16, 16), np.uint8))
+            packed.write_manifest(
+                work / "manifest.csv",
+                [
+                    packed.Row(f"s{i}", patient, "NCP", split, "phantom", f"sha{i}", "1;1;1", 8, "")
+                    for i, (patient, split) in enumerate(rows)
+                ],
+            )
         metrics, findings = dsl.Metrics(), artifact(dsl.Markdown, tmp_path / "findings")
         try:
-            audit.audit.python_func(artifact(dsl.Dataset, folder), metrics, findings)
+            audit.audit.python_func(artifact(dsl.Dataset, dataset), metrics, findings)
         finally:
             run.findings = (tmp_path / "findings").read_text()
         return metrics.metadata
@@ -231,53 +312,59 @@ def test_a_leak_ends_the_run_and_is_told_in_the_ui(audited):
     assert "both in train and in test" in audited.findings
 
 
-@pytest.fixture
-def gated(tmp_path):
-    """The gate's verdict and reason for given figures."""
-
-    def artifact_of(kind, name, tree, file="metrics.json"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).write_text(json.dumps(tree))
-        return artifact(kind, tmp_path / name)
-
-    def run(test, winner, baselines, **conditions):
-        metrics = {"covidnet3d-s": test, "mc3_18": dict.fromkeys(test, 0.99)}
-        results = {"winner": {"name": "covidnet3d-s"}, "metrics": metrics, "calibration": {"ece_after": 0.04}}
-        passed = gate.gate.python_func(
-            evaluation=artifact_of(dsl.Artifact, "evaluation", results, "results.json"),
-            winner=artifact_of(dsl.Model, "winner", {"validation_accuracy": winner}),
-            baselines=[
-                artifact_of(dsl.Model, f"baseline-{i}", {"validation_accuracy": accuracy})
-                for i, accuracy in enumerate(baselines)
-            ],
-            reason=artifact(dsl.Markdown, tmp_path / "reason"),
-            **conditions,
-        )
-        return passed, (tmp_path / "reason").read_text()
-
-    return run
-
-
 @pytest.mark.parametrize(
-    ("conditions", "passed", "line"),
+    ("module", "stage", "file", "good", "bad"),
     [
-        ({"margin": 0.02}, True, "- met: validation accuracy +0.020 beside the best baseline (at least +0.020)"),
-        ({"margin": 0.03}, False, "- **not met**: validation accuracy +0.020"),
-        ({"at_least": {"accuracy": 0.85}}, True, "- met: accuracy 0.85 on the test split (at least 0.85)"),
-        ({"at_least": {"accuracy": 0.86, "kappa": 0.1}}, False, "- **not met**: accuracy 0.85"),
-        ({"at_most": {"ece_after": 0.05}}, True, "- met: ece_after 0.04 on the test split (at most 0.05)"),
-        ({"at_most": {"brier": 0.2}}, True, "- met: brier 0.2 on the test split (at most 0.2)"),
-        ({"at_most": {"brier": 0.1}}, False, "- **not met**: brier 0.2"),
-        ({"at_least": {"roc_auc": 0.5}}, False, "- **not met**: roc_auc None"),
-        ({"at_most": {"no_such_figure": 0.5}}, False, "- **not met**: no_such_figure None"),
+        (gate, "gate", "reason", "Gate passed: the winner is exported.", "Gate not passed: no bundle is exported."),
+        (smoke_test, "smoke_test", "findings", "Smoke test passed.", "Smoke test failed: the canary is taken back."),
+        (release, "release", "findings", "Released.", "Rolled back: the model before serves on."),
     ],
+    ids=["gate", "smoke_test", "release"],
 )
-def test_the_gate_says_which_condition_is_met(gated, conditions, passed, line):
-    test = {"accuracy": 0.85, "kappa": 0.7, "brier": 0.2, "roc_auc": None}
-    verdict, reason = gated(test, 0.875, [0.7, 0.855], **{"at_least": {}, "at_most": {}, "margin": -1.0, **conditions})
-    assert verdict is passed
-    assert line in reason
-    assert reason.startswith("Gate passed" if passed else "Gate not passed")
+@pytest.mark.parametrize("met", [True, False])
+def test_a_verdict_is_the_tasks_output_and_its_reasons_are_in_the_ui(
+    tmp_path, monkeypatch, module, stage, file, good, bad, met
+):
+    monkeypatch.setattr(f"covidnet.stages.{stage}", lambda *_: Findings([(True, "one thing"), (met, "another")]))
+    given = {
+        "evaluation": artifact(dsl.Artifact, tmp_path / "e"),
+        "winner": artifact(dsl.Model, tmp_path / "w"),
+        "bundle": artifact(dsl.Model, tmp_path / "b"),
+        "dataset": artifact(dsl.Dataset, tmp_path / "d"),
+        "baselines": [],
+        "params": "{}",
+        "passed": True,
+        file: artifact(dsl.Markdown, tmp_path / file),
+    }
+    wanted = {*function_of(module).component_spec.inputs, file}
+    assert function_of(module).python_func(**{name: given[name] for name in wanted}) is met
+    text = (tmp_path / file).read_text()
+    assert text.startswith(good if met else bad)
+    assert "- met: one thing" in text
+    assert f"- {'met' if met else '**not met**'}: another" in text
+
+
+def test_the_cluster_loads_the_bundle_from_where_kubeflow_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("covidnet.stages.deploy", lambda settings, path, uri: f"{path.name} from {uri}")
+    bundle = dsl.Model(name="bundle", uri="minio://mlpipeline/v2/run/bundle", metadata={})
+    deploy.deploy.python_func(params="{}", bundle=bundle, summary=artifact(dsl.Markdown, tmp_path / "summary"))
+    assert (tmp_path / "summary").read_text() == "bundle from s3://mlpipeline/v2/run/bundle/bundle\n"
+
+
+def test_a_bundle_is_registered_with_where_it_comes_from(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("covidnet.stages.register", lambda *a: seen.update(lineage=a[-1], uri=a[-2]) or "done")
+    register.register.python_func(
+        params="{}",
+        data_revision="d1",
+        code="c1",
+        run_id="r1",
+        evaluation=artifact(dsl.Artifact, tmp_path / "evaluation"),
+        bundle=dsl.Model(name="bundle", uri="s3://models/bundle", metadata={}),
+        summary=artifact(dsl.Markdown, tmp_path / "summary"),
+    )
+    assert seen["lineage"] == {"data_revision": "d1", "code": "c1", "kfp_run_id": "r1"}
+    assert seen["uri"] == "s3://models/bundle/bundle"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +416,7 @@ def test_evaluate_sees_candidates_as_under_results_and_hands_on_the_winner(tmp_p
         "report": artifact(dsl.HTML, tmp_path / "report"),
     }
     dataset = artifact(dsl.Dataset, tmp_path / "dataset")
-    evaluate.evaluate.python_func(params="{}", dataset=dataset, **candidates, **outputs)
+    evaluate.evaluate.python_func(params="{}", code="", dataset=dataset, **candidates, **outputs)
 
     assert seen["names"] == seen["contents"] == ["retrain/S", "baseline/mc3_18", "baseline/resnet3d101"]
     assert seen["search"] == "search/S"
@@ -354,6 +441,7 @@ def test_export_gets_the_winner_under_its_own_name(tmp_path, monkeypatch, candid
     bundle, metrics = artifact(dsl.Model, tmp_path / "bundle"), artifact(dsl.Metrics, tmp_path / "metrics")
     export.export.python_func(
         params="{}",
+        code="",
         dataset=artifact(dsl.Dataset, tmp_path / "dataset"),
         evaluation=artifact(dsl.Artifact, tmp_path / "evaluation", winner="retrain/S"),
         winner=candidates["retrained"][0],

@@ -9,7 +9,8 @@ from pipelines import covidnet3d
 from pipelines.cluster import Cluster
 
 # Tasks that a cluster needs beside the stages: they pass an order on, and make no stage's input
-ONLY_HERE = {"configure", "audit", "gate", "report"}
+ONLY_HERE = {"configure", "audit", "gate", "report", "register", "deploy", "smoke-test", "release"}
+TRAINING = {"baseline", "search", "retrain"}
 
 
 def compiled(path, cluster):
@@ -23,8 +24,24 @@ def plain(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def with_gpus(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("compiled") / "gpus.yaml", Cluster(gpus=2, data_claim="raw-scans"))
+def placed(tmp_path_factory):
+    cluster = Cluster("raw-scans", "work", ("accelerator=a100",), ("nvidia.com/gpu", "training"))
+    return compiled(tmp_path_factory.mktemp("compiled") / "placed.yaml", cluster)
+
+
+def pods_of(compiled_graph):
+    pods = compiled_graph[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): pod for name, pod in pods.items()}
+
+
+def executors_of(compiled_graph):
+    executors = compiled_graph[0]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): executor["container"] for name, executor in executors.items()}
+
+
+def dag_with(spec, task):
+    """The group that holds a task."""
+    return next(c["dag"] for c in spec["components"].values() if task in c.get("dag", {}).get("tasks", {}))
 
 
 def tasks_of(spec, dag):
@@ -76,7 +93,38 @@ def test_the_gate_is_a_condition_on_its_verdict(plain):
         for task in component.get("dag", {}).get("tasks", {}).values()
         if "condition" in task.get("triggerPolicy", {})
     ]
-    assert conditions == ["inputs.parameter_values['pipelinechannel--gate-Output'] == true"]
+    assert sorted(conditions) == [
+        "inputs.parameter_values['pipelinechannel--gate-Output'] == true",
+        "inputs.parameter_values['pipelinechannel--registry'] != ''",
+        "inputs.parameter_values['pipelinechannel--service'] != ''",
+    ]
+
+
+def test_the_way_of_a_bundle_into_service(plain):
+    waits = closed(tasks_of(plain[0], plain[0]["root"]["dag"]))
+    assert {"deploy", "export", "gate"} <= waits["smoke-test"]
+    assert "smoke-test" in waits["release"]
+    passed = dag_with(plain[0], "release")["tasks"]["release"]["inputs"]["parameters"]["passed"]
+    assert passed["taskOutputParameter"] == {"outputParameterKey": "Output", "producerTask": "smoke-test"}
+
+
+def test_what_depends_on_the_cluster_never_comes_from_the_cache_and_all_else_does(plain):
+    cached = {}
+    for component in [plain[0]["root"], *plain[0]["components"].values()]:
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            if task["componentRef"]["name"] in {f"comp-{executor}" for executor in executors_of(plain)}:
+                cached[name] = bool(task["cachingOptions"])
+    assert {name for name, yes in cached.items() if not yes} == {
+        "configure", "gate", "register", "deploy", "smoke-test", "release", "report",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["ingest", "baseline", "search", "retrain", "evaluate", "export"])
+def test_the_cache_goes_by_the_digests_of_code_and_data(plain, task):
+    inputs = dag_with(plain[0], task)["tasks"][task]["inputs"]["parameters"]
+    assert inputs["code"]["componentInputParameter"].removeprefix("pipelinechannel--") == "code"
+    if task == "ingest":
+        assert inputs["data_revision"] == {"componentInputParameter": "data_revision"}
 
 
 def test_the_committed_yaml_is_fresh_and_compiling_is_deterministic(repository, tmp_path):
@@ -113,31 +161,67 @@ def test_parameters_of_the_ui_are_described_and_mirror_params_yaml(plain, reposi
     assert parameters["variants"]["defaultValue"] == params["search"]["variants"]
 
 
-def test_networks_run_on_gpus_and_nothing_else_does(with_gpus):
-    executors = with_gpus[0]["deploymentSpec"]["executors"]
+def test_a_runs_parameters_place_the_networks_on_gpus(plain):
     accelerated = {
-        name.removeprefix("exec-"): executor["container"]["resources"]["accelerator"]
-        for name, executor in executors.items()
-        if "accelerator" in executor["container"]["resources"]
+        name: container["resources"]["accelerator"]
+        for name, container in executors_of(plain).items()
+        if "accelerator" in container["resources"]
     }
-    assert set(accelerated) == {"baseline", "search", "retrain", "evaluate", "export"}
-    assert all(a["resourceType"] == "nvidia.com/gpu" and a["resourceCount"] == "2" for a in accelerated.values())
-    pods = with_gpus[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert {name.removeprefix("exec-") for name, pod in pods.items() if "tolerations" in pod} == set(accelerated)
+    assert set(accelerated) == {*TRAINING, "evaluate"}
+    for task, asked in accelerated.items():
+        group = dag_with(plain[0], task)
+        for placeholder in (asked["resourceCount"], asked["resourceType"]):
+            name = placeholder.split("'")[1]  # {{$.inputs.parameters['NAME']}}
+            given = group["tasks"][task]["inputs"]["parameters"][name]["componentInputParameter"]
+            declared = {*dag_inputs(plain[0], group)}
+            assert given in declared, f"{task}: KFP would start it without {given}"
 
 
-def test_raw_scans_are_mounted_where_they_are_read_and_nowhere_else(with_gpus):
-    pods = with_gpus[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    mounts = {name: pod["pvcMount"] for name, pod in pods.items() if "pvcMount" in pod}
-    assert {name: [(m["constant"], m["mountPath"]) for m in mount] for name, mount in mounts.items()} == {
-        "exec-ingest": [("raw-scans", "/data")]
+def dag_inputs(spec, group):
+    """Parameters that a group is given; the compiler forgets those that only a pod's resources ask for."""
+    return next(c["inputDefinitions"]["parameters"] for c in spec["components"].values() if c.get("dag") is group)
+
+
+def test_pods_that_train_go_to_the_nodes_for_it(placed):
+    pods = pods_of(placed)
+    chosen = {
+        name for name, pod in pods.items() if pod.get("nodeSelector", {}).get("labels") == {"accelerator": "a100"}
     }
+    assert chosen == {*TRAINING, "evaluate", "export"}
+    assert {t["key"] for t in pods["search"]["tolerations"]} == {"nvidia.com/gpu", "training"}
+    assert {name for name, pod in pods.items() if "tolerations" in pod} == chosen
+    (shm,) = pods["search"]["emptyDirMounts"]
+    assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "4Gi")
+
+
+def test_claims_are_mounted_where_they_are_used_and_nowhere_else(placed):
+    mounts = {
+        name: {m["constant"]: m["mountPath"] for m in pod["pvcMount"]}
+        for name, pod in pods_of(placed).items()
+        if "pvcMount" in pod
+    }
+    raw, work = {"raw-scans": "/data"}, {"work": "/workspace"}
+    assert mounts == {
+        "configure": {**raw, **work},
+        "ingest": {**raw, **work},
+        **dict.fromkeys([*TRAINING, "evaluate", "export"], work),
+    }
+    with_work = {name for name, c in executors_of(placed).items() if {"name": "COVIDNET_WORKSPACE", "value": "/workspace"}
+                 in c.get("env", [])}  # fmt: skip
+    assert with_work == set(mounts)
+
+
+def test_a_lost_pod_is_tried_again_where_it_may_go_on(plain):
+    groups = [plain[0]["root"], *plain[0]["components"].values()]
+    tasks = {name: t for group in groups for name, t in group.get("dag", {}).get("tasks", {}).items()}
+    retried = {name for name, task in tasks.items() if "retryPolicy" in task}
+    assert retried == {"ingest", *TRAINING, "evaluate", "export"}
+    assert all(tasks[name]["retryPolicy"]["maxRetryCount"] == 2 for name in retried)
 
 
 def test_every_pod_has_limits_and_a_deadline(plain):
-    executors = plain[0]["deploymentSpec"]["executors"]
-    for executor in executors.values():
-        assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(executor["container"]["resources"])
-    pods = plain[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(pods) == set(executors)
+    for container in executors_of(plain).values():
+        assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(container["resources"])
+    pods = pods_of(plain)
+    assert set(pods) == set(executors_of(plain))
     assert all(int(pod["activeDeadlineSeconds"]) >= 3600 for pod in pods.values())

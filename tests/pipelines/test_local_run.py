@@ -20,6 +20,8 @@ TINY = [
     "evaluate.bootstrap=100",
 ]
 OVERRIDES = [word for override in TINY for word in ("-S", override)]
+CONDITIONS = ["at_least.accuracy=0", "at_most.ece_after=1", "margin=-1", "false_alarms=1", "foreign_flagged=0"]
+OPEN_GATE = [word for condition in CONDITIONS for word in ("-S", f"gate.{condition}")]
 STAGES = ["dataset", "baseline/densenet3d121", "search/S", "retrain/S", "evaluate", "export"]
 VERBS = [
     ["ingest"],
@@ -42,17 +44,17 @@ def test_a_failed_task_is_named_and_leaves_no_half_written_folder(repository, tm
     result = run(repository, out, "-S", "data.source=nifti", "-S", f"data.root={tmp_path / 'nowhere'}")
     assert result.returncode == 1
     assert "no such folder" in result.stdout
-    assert "Inner task failed: 'ingest' inside 'stages'" in result.stderr
+    assert "Inner task failed: 'configure' inside" in result.stderr
     assert "Traceback" not in result.stderr
-    assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == [".workspace"]
+    assert list((out / ".workspace").iterdir()) == []
 
 
 @pytest.mark.slow
 def test_a_local_run_leaves_what_the_command_line_leaves(repository, tmp_path):
     """Same stages, same bytes: the graph adds an order, an audit and a gate, and changes no result."""
     graph, plain = tmp_path / "graph", tmp_path / "plain"
-    conditions = ["--at-least", "accuracy=0", "--at-most", "ece_after=1", "--margin=-1"]
-    result = run(repository, graph, *OVERRIDES, *conditions)
+    result = run(repository, graph, *OVERRIDES, *OPEN_GATE)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     assert "Gate passed" in result.stdout
     for verb in VERBS:
@@ -68,7 +70,7 @@ def test_a_local_run_leaves_what_the_command_line_leaves(repository, tmp_path):
 
 @pytest.mark.slow
 def test_a_gate_that_is_not_met_ends_the_run_well_without_a_bundle(repository, tmp_path):
-    result = run(repository, tmp_path, *OVERRIDES, "--at-least", "accuracy=1.01")
+    result = run(repository, tmp_path, *OVERRIDES, "-S", "gate.at_least.accuracy=1.01")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     assert "Gate not passed: no bundle is exported." in result.stdout
     assert "(at least 1.01)" in result.stdout

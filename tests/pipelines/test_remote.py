@@ -3,6 +3,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from kubernetes.client import ApiClient, Configuration
 
 from covidnet.errors import CovidnetError
 from pipelines.cluster import Cluster
@@ -18,6 +19,12 @@ class Api(BaseHTTPRequestHandler):
             return self.answer({"error": "refused"}, self.server.refuse)
         if "/healthz" in self.path:
             return self.answer({"multi_user": False})
+        if "/pods" in self.path:
+            return self.answer({"kind": "PodList", "apiVersion": "v1", "items": self.server.pods})
+        if "/recurringruns" in self.path:
+            old = {"recurring_run_id": "old", "display_name": "nightly"}
+            other = {"recurring_run_id": "other", "display_name": "weekly"}
+            return self.answer({"recurringRuns": [old, other]})
         if "/experiments" in self.path:
             return self.answer({})
         return self.answer({"run_id": "r-1", "state": self.server.states.pop(0)})
@@ -25,7 +32,11 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.command, self.path.split("?")[0], self.headers.get("Authorization"), body))
-        return self.answer({"experiment_id": "e-1", "run_id": "r-1"})
+        return self.answer({"experiment_id": "e-1", "run_id": "r-1", "recurring_run_id": "s-1"})
+
+    def do_DELETE(self):
+        self.server.seen.append((self.command, self.path.split("?")[0], self.headers.get("Authorization"), None))
+        return self.answer({})
 
     def answer(self, tree, status=200):
         text = json.dumps(tree).encode()
@@ -42,7 +53,7 @@ class Api(BaseHTTPRequestHandler):
 @pytest.fixture
 def api():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    server.seen, server.states, server.refuse = [], [], None
+    server.seen, server.states, server.refuse, server.pods = [], [], None, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -55,7 +66,7 @@ def address(api):
 
 def test_submit_makes_the_experiment_and_starts_a_run_of_the_compiled_graph(api, capsys):
     arguments = {"params": "seed: 1\n", "overrides": ["search.steps=9"]}
-    run_id = Server(address(api), token="secret").submit(Cluster(gpus=3), arguments, "lungs", "first")
+    run_id = Server(address(api), token="secret").submit(Cluster(), arguments, "lungs", "first")
     assert run_id == "r-1"
     posts = {path: (authorization, body) for verb, path, authorization, body in api.seen if verb == "POST"}
     assert posts["/apis/v2beta1/experiments"][1]["display_name"] == "lungs"
@@ -64,8 +75,7 @@ def test_submit_makes_the_experiment_and_starts_a_run_of_the_compiled_graph(api,
     assert (run["display_name"], run["experiment_id"]) == ("first", "e-1")
     assert run["runtime_config"]["parameters"] == arguments
     spec = run["pipeline_spec"]["pipeline_spec"]
-    search = spec["deploymentSpec"]["executors"]["exec-search"]["container"]
-    assert search["resources"]["accelerator"]["resourceCount"] == "3"
+    assert "exec-search" in spec["deploymentSpec"]["executors"]
     assert (
         "exec-search" in run["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     )
@@ -76,6 +86,36 @@ def test_wait_prints_each_change_of_state_and_ends_with_the_run(api, capsys):
     api.states = ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED"]
     Server(address(api)).wait("r-1", poll_seconds=0.01)
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["PENDING", "RUNNING", "SUCCEEDED"]
+
+
+def test_wait_tells_why_a_pod_waits_for_a_node(api, capsys, monkeypatch):
+    settings = Configuration(host=address(api))
+    monkeypatch.setattr("pipelines.remote.connect", lambda: ApiClient(settings))
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    api.pods = [{"metadata": {"name": "search-1"}, "status": {"conditions": [waits]}}]
+    api.states = ["RUNNING", "RUNNING", "SUCCEEDED"]
+    Server(address(api)).wait("r-1", poll_seconds=0.01)
+    assert capsys.readouterr().out.count(f"pod search-1: Unschedulable: {message}") == 1
+
+
+def test_a_run_without_the_cache(api):
+    Server(address(api)).submit(Cluster(cached=False), {}, "lungs", "first")
+    (run,) = [body for verb, path, _, body in api.seen if verb == "POST" and path.endswith("/runs")]
+    spec = run["pipeline_spec"]["pipeline_spec"]
+    tasks = [t for c in spec["components"].values() for t in c.get("dag", {}).get("tasks", {}).values()]
+    executed = [task for task in tasks if f"exec-{task['taskInfo']['name']}" in spec["deploymentSpec"]["executors"]]
+    assert len(executed) > 10
+    assert not any(task["cachingOptions"] for task in executed)
+
+
+def test_a_schedule_replaces_the_one_of_its_name(api):
+    identity = Server(address(api)).schedule(Cluster(), {"overrides": []}, "lungs", "nightly", "0 0 2 * * *")
+    assert identity == "s-1"
+    (job,) = [body for verb, path, _, body in api.seen if verb == "POST" and "recurringruns" in path]
+    assert job["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
+    assert (job["display_name"], job["max_concurrency"], job["no_catchup"]) == ("nightly", 1, True)
+    assert [path for verb, path, *_ in api.seen if verb == "DELETE"] == ["/apis/v2beta1/recurringruns/old"]
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
