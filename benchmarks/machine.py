@@ -6,7 +6,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "monai", "openvino", "onnxruntime-gpu", "kserve", "kfp", "pydicom")
+PACKAGES = ("torch", "torchserve", "numpy", "monai", "openvino", "onnxruntime-gpu", "kserve", "kfp", "pydicom")
 
 
 def facts() -> dict[str, Any]:
