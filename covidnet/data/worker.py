@@ -114,6 +114,8 @@ def _load(index: int, ref: ScanRef, config: Config, spec: Spec) -> Ingested:
         )
         scan, mask = made.scan, made.lesions
     else:
+        if not ref.path.resolve().is_relative_to(Path(str(data.root)).resolve()):
+            raise ScanError("lies outside of data.root (through a symbolic link or ..); copy the scan into it")
         scan, mask = read_scan(ref.path), None
     if scan.shape[0] < data.min_slices:
         raise ScanError(f"expected at least {data.min_slices} slices (data.min_slices), found {scan.shape[0]}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from covidnet.data.scan import Scan
-from covidnet.data.sources import archive, dicom, nifti, slices
+from covidnet.data.sources import archive, dicom, limits, nifti, slices
 from covidnet.data.sources.discovery import ScanRef, discover, keyed_hash, pseudonym
 from covidnet.errors import ScanError, UsageError
 
@@ -23,14 +23,15 @@ def read_scan(path: Path) -> Scan:
         path: a file, a folder (its subfolders are searched for a DICOM series), or a zip of such a folder.
 
     Raises:
-        UsageError: nothing lies at ``path``.
+        UsageError: nothing lies at ``path`` (which isn't repeated, since it may carry a patient's name).
         ScanError: not a supported format, not an axial chest CT, damaged, or larger than the safety limits.
     """
     path = Path(path)
     if not path.exists():
-        raise UsageError(f"no such file or folder: {path}; expected {SUPPORTED}")
+        raise UsageError(f"no such file or folder; expected {SUPPORTED}")
     if path.is_dir():
         return _read_folder(path)
+    limits.check_file(path)
     if path.suffix.lower() == ".zip":
         with archive.unpacked(path) as folder:
             return _read_folder(folder)
@@ -59,18 +60,20 @@ def facts(scan: Scan) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> Scan:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """The scan of a folder: its DICOM files if there are any, else a volume, else pictures."""
+    files = limits.files_of(folder)
     volumes = [p for p in files if nifti.is_volume(p)]
+    pictures = [p for p in files if slices.is_picture(p)]
+    others = [p for p in files if p not in {*volumes, *pictures}]
+    if any(dicom.is_dicom(p) for p in others):
+        return dicom.read(others)
     if len(volumes) > 1:
         raise ScanError(f"expected one scan in the folder, found {len(volumes)} volume files; give one of them")
     if volumes:
         return nifti.read(volumes[0])
-    pictures = [p for p in files if slices.is_picture(p)]
     folders = {p.parent for p in pictures}
     if len(folders) > 1:
         raise ScanError(f"expected one scan, found slices in {len(folders)} subfolders; give one of them")
     if pictures:
         return slices.read(pictures)
-    if any(dicom.is_dicom(p) for p in files):
-        return dicom.read(files)
     raise ScanError(f"found {len(files)} file(s) in the folder and no scan among them; expected {SUPPORTED}")

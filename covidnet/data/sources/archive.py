@@ -9,12 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from covidnet.data.sources.limits import MAX_BYTES, MAX_FILES, check_ratio
 from covidnet.errors import ScanError
-
-MAX_MEMBERS = 10_000
-MAX_BYTES = 4 * 2**30  # a whole-chest series at 0.5 mm is below 1 GiB
-MAX_RATIO = 200  # CT compresses two- to fivefold, padding a hundredfold; a bomb starts at a thousand
-SMALL_BYTES = 16 * 2**20  # below this no ratio is dangerous
 
 
 @contextmanager
@@ -47,13 +43,11 @@ def check(members: list[zipfile.ZipInfo]) -> None:
         ScanError: naming the limit and what was found.
     """
     total = sum(member.file_size for member in members)
-    packed = max(1, sum(member.compress_size for member in members))
-    if len(members) > MAX_MEMBERS:
-        raise ScanError(f"the zip has {len(members)} members, expected at most {MAX_MEMBERS}; pack one series only")
+    if len(members) > MAX_FILES:
+        raise ScanError(f"the zip has {len(members)} members, expected at most {MAX_FILES}; pack one series only")
     if total > MAX_BYTES:
         raise ScanError(f"the zip unpacks to {total / 2**30:.1f} GiB, expected at most {MAX_BYTES // 2**30} GiB")
-    if total > SMALL_BYTES and total > MAX_RATIO * packed:
-        raise ScanError(f"the zip inflates {total // packed}-fold, expected at most {MAX_RATIO}-fold; pack it anew")
+    check_ratio(total, sum(member.compress_size for member in members))
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in member.filename or not name.parts:

@@ -8,6 +8,7 @@ from nibabel import orientations
 from covidnet.errors import ScanError
 
 PROJECT_AXES = ("I", "P", "L")  # the direction in which each array index grows
+MAX_SPACING_MM = 100.0
 MAX_SHEAR_DEG = 1.0
 MAX_ROTATION_DEG = 10.0
 
@@ -38,12 +39,15 @@ def place(voxels: np.ndarray, affine: np.ndarray) -> Placed:
         affine: 4x4, ``(i, j, k)`` to RAS+ millimetres (NIfTI's convention).
 
     Raises:
-        ScanError: spacing that is zero or not a number, axes that aren't perpendicular (an uncorrected gantry tilt),
+        ScanError: spacing of 0, not a number or over 100 mm, axes that aren't perpendicular (an uncorrected gantry tilt),
             or a volume rotated by more than 10 degrees from the body's axes.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or (spacing < 1e-3).any():
-        raise ScanError(f"expected voxel spacing above 0 mm, found {spacing.round(4).tolist()}; mend the header")
+    if not np.isfinite(affine).all() or (spacing < 1e-3).any() or (spacing > MAX_SPACING_MM).any():
+        raise ScanError(
+            f"expected voxel spacing above 0 mm and at most {MAX_SPACING_MM:g}, found {spacing.round(4).tolist()}; "
+            "mend the header"
+        )
     directions = affine[:3, :3] / spacing  # columns: unit vectors of i, j, k
     shear_deg = _degrees(np.arcsin(np.abs(directions.T @ directions - np.eye(3)).max().clip(0, 1)))
     if shear_deg > MAX_SHEAR_DEG:

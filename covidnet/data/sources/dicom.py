@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydicom.uid import UID
 from covidnet.data.scan import Scan
 from covidnet.data.sources import axes, jpeg_lossless
 from covidnet.data.sources.dicom_headers import PARSE_ERRORS, Slice, is_dicom, read_headers
-from covidnet.data.sources.limits import check_voxels
+from covidnet.data.sources.limits import check_ratio, check_voxels
 from covidnet.errors import ScanError
 
 __all__ = ["is_dicom", "read"]
@@ -22,6 +22,9 @@ AIR_HU = -1024
 SAME_POSITION = 0.05  # of a step: closer slices are one slice stored twice
 UNEVEN = 0.1  # of a step: what rounding of positions may explain
 MAX_INTERPOLATED = 0.1  # of the slices
+MAX_RIVALS = 0.1  # of the slices: different ones at one position
+MAX_OFF_LINE = 2.0  # pixels
+ENOUGH = 8  # slices; a shorter series is a scout, a test shot or bolus tracking rather than a volume
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Exported series carry illegal UIDs and odd values by the thousand. pydicom's warnings quote them and the files' paths,
 # which would write patient data into logs; what matters of a header is checked here.
@@ -33,13 +36,15 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 def read(files: list[Path]) -> Scan:
     """Read the best axial CT series among ``files``.
 
-    Which series: modality CT, axial within 10 degrees, no localizer or projection; of these, in this order, a primary
-    one before a secondary or reformatted one, one of the chest (or of no stated body part) before others, most slices,
-    thinnest slices. The choice is a warning of the scan. Slices are ordered by their position along the normal of the
-    image plane, never by name or number.
+    Which series: modality CT, axial within 10 degrees, no localizer or projection; of these, in this order, one of 8
+    slices or more, as acquired (not derived, secondary or reformatted), of the chest (or of no stated body part), with
+    most slices, thinnest slices. Acquisitions over the same stretch of the body count as series. The choice, and why the
+    others were left out, is a warning of the scan. Slices are ordered by their position along the normal of the image
+    plane, never by name or number.
 
     Raises:
-        ScanError: no such series, undecodable pixels, missing or uneven slices, a gantry tilt, or too large.
+        ScanError: no such series, several patients, undecodable pixels, missing, uneven or shifted slices, a gantry tilt, or
+            too large.
     """
     slices, remarks = read_headers(files)
     chosen, choice = _choose(slices)
@@ -54,27 +59,52 @@ def read(files: list[Path]) -> Scan:
 
 def _choose(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
     """The slices of the best series, and a remark where there was a choice."""
-    refusals = [item.refusal() for item in slices]
-    usable: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
-    for item, refusal in zip(slices, refusals, strict=True):
-        if not refusal:
-            usable[item.series].append(item)
+    patients = {item.patient for item in slices if item.patient}
+    if len(patients) > 1:
+        raise ScanError(f"expected the scan of one patient, found slices of {len(patients)} (PatientID); part them")
+    series: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
+    for item in slices:
+        series[item.series].append(item)
+    refusals = {key: "; ".join(sorted({item.refusal() for item in group} - {""})) for key, group in series.items()}
+    usable = [part for key, group in series.items() if not refusals[key] for part in _acquisitions(group)]
     if not usable:
-        raise ScanError("no axial CT series to read: " + "; ".join(sorted(set(refusals))))
-    series = {item.series for item in slices}
-    # the last term only makes ties independent of file names
-    best = max(
-        usable.values(), key=lambda s: (s[0].primary, s[0].chest, len(s), -(s[0].thickness_mm or 0.0), str(s[0].series))
-    )
+        raise ScanError("no axial CT series to read: " + "; ".join(sorted(set(refusals.values()))))
+    best = max(usable, key=_rank)
     remarks = []
-    if len(series) > 1:
+    if len(usable) > 1 or len(series) > 1:
+        left_out = Counter(reason for reason in refusals.values() if reason)
+        left_out.update(_lost_by(part, best) for part in usable if part is not best)
         remarks.append(
-            f"{len(series)} series found; read the axial one of {len(best)} slices, "
-            f"{best[0].thickness_mm or 0:g} mm thick (chosen by: primary, chest, most slices, thinnest)"
+            f"{left_out.total() + 1} series found; read the axial one of {len(best)} slices, "
+            f"{best[0].thickness_mm or 0:g} mm thick; left out: "
+            + "; ".join(f"{count} x {reason}" for reason, count in sorted(left_out.items()))
         )
-    if not best[0].primary:
-        remarks.append("the series is marked as secondary or reformatted, not as acquired")
+    if not best[0].acquired:
+        remarks.append("the series is marked as derived, secondary or reformatted, not as acquired")
     return best, remarks
+
+
+def _rank(part: list[Slice]) -> tuple[object, ...]:
+    """What makes a series the better one, in this order; the last makes ties independent of file names."""
+    first = part[0]
+    enough = len(part) >= ENOUGH
+    return enough, first.acquired, first.chest, len(part), -(first.thickness_mm or 0.0), str(first.series)
+
+
+def _lost_by(part: list[Slice], best: list[Slice]) -> str:
+    """The first of the rules by which a series was left out."""
+    rules = (f"fewer than {ENOUGH} slices", "not as acquired", "not of the chest", "fewer slices", "thicker slices")
+    return next((rule for rule, a, b in zip(rules, _rank(part), _rank(best), strict=False) if a != b), "no difference")
+
+
+def _acquisitions(group: list[Slice]) -> list[list[Slice]]:
+    """A series by acquisition, where it holds several over the same stretch of the body (two breath-holds, say)."""
+    parts: dict[str, list[Slice]] = defaultdict(list)
+    for item in group:
+        parts[item.acquisition].append(item)
+    places = {round(item.depth_mm, 1) for item in group}
+    whole = max(map(len, parts.values())) > len(places) / 2  # a step-and-shoot scan has an acquisition per slice
+    return list(parts.values()) if len(places) < len(group) and whole else [group]
 
 
 def _stack(slices: list[Slice]) -> tuple[list[Slice | None], float, list[str]]:
@@ -93,8 +123,10 @@ def _stack(slices: list[Slice]) -> tuple[list[Slice | None], float, list[str]]:
         raise ScanError(f"{len(slices)} slices share one position; export the series with ImagePositionPatient")
     step_mm = float(np.median(distinct))
     stacked: list[Slice | None] = [ordered[0]]
-    for step, item in zip(steps / step_mm, ordered[1:], strict=True):
+    rivals = 0
+    for step, before, item in zip(steps / step_mm, ordered, ordered[1:], strict=False):
         if step < SAME_POSITION:
+            rivals += not item.instance or (item.instance, item.frame) != (before.instance, before.frame)
             continue
         if abs(step - round(step)) > UNEVEN * round(step) or round(step) > 2:
             raise ScanError(_gap(float(step), len(ordered), step_mm))
@@ -103,14 +135,27 @@ def _stack(slices: list[Slice]) -> tuple[list[Slice | None], float, list[str]]:
     duplicates = len(ordered) + missing - len(stacked)
     if missing > MAX_INTERPOLATED * len(stacked):
         raise ScanError(f"{missing} of {len(stacked)} slices are missing; export the whole series")
+    if rivals > max(1, MAX_RIVALS * len(stacked)):
+        raise ScanError(f"{rivals} of {len(ordered)} slices lie where another one does; export each volume by itself")
+    _check_straight(ordered)
     remarks = [f"{duplicates} slice(s) at a position already taken were dropped"] if duplicates else []
     remarks += [f"{missing} missing slice(s) were interpolated from their neighbours"] if missing else []
     # the mean over the whole stack carries less of the header's rounding than a single step
     return stacked, (ordered[-1].depth_mm - ordered[0].depth_mm) / (len(stacked) - 1), remarks
 
 
+def _check_straight(ordered: list[Slice]) -> None:
+    """Refuse slices that don't lie on one line, as where two acquisitions are mixed."""
+    positions = np.array([s.position for s in ordered])  # (N, 3)
+    share = np.array([s.depth_mm for s in ordered]) - ordered[0].depth_mm
+    line = positions[0] + np.outer(share / share[-1], positions[-1] - positions[0])
+    off_mm = float(np.abs(positions - line).max())
+    if off_mm > MAX_OFF_LINE * max(ordered[0].pixel_spacing_mm):
+        raise ScanError(f"slices are shifted sideways by {off_mm:.1f} mm; export one volume of one acquisition")
+
+
 def _gap(step: float, count: int, step_mm: float) -> str:
-    if step > 2:
+    if abs(step - round(step)) <= UNEVEN * round(step):
         return f"{round(step) - 1} slices in a row are missing ({count} found, {step_mm:g} mm apart); export them all"
     return f"slices are unevenly spaced: {step * step_mm:.2f} mm, expected {step_mm:.2f} mm; export an even series"
 
@@ -134,6 +179,7 @@ def _decode(stack: list[Slice | None]) -> np.ndarray:
     """Hounsfield units ``int16 (D, H, W)``; gaps are filled halfway between their neighbours."""
     rows, columns = next(s for s in stack if s).shape
     check_voxels((len(stack), rows, columns))
+    check_ratio(2 * len(stack) * rows * columns, sum(file.stat().st_size for file in {s.file for s in stack if s}))
     volume = np.empty((len(stack), rows, columns), np.int16)
     opened: tuple[Path | None, Dataset] = (None, Dataset())
     for index, item in enumerate(stack):

@@ -1,9 +1,10 @@
 """What a DICOM header says about a CT slice, classic or enhanced multi-frame, read without its pixels."""
 
+import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from covidnet.data.sources.axes import MAX_ROTATION_DEG
 from covidnet.errors import ScanError
 
-MAX_FILE_BYTES = 2**31
 MAX_INFLATED_BYTES = 2**29
 MAX_FRAMES = 4096
 MAX_SIDE = 4096
@@ -27,14 +27,14 @@ PARSE_ERRORS = (
 )  # fmt: skip
 BARE_ENDINGS = ("", ".dcm", ".ima")  # files with these names may lack the preamble
 PROJECTIONS = {"LOCALIZER", "SCOUT", "MIP", "MINIP", "MAX_IP", "PROJECTION IMAGE", "VOLUME", "VRT", "SCREEN SAVE"}
-REFORMATTED = {"SECONDARY", "REFORMATTED", "MPR"}
+PROCESSED = {"DERIVED", "SECONDARY", "REFORMATTED", "MPR"}
 CHEST = ("CHEST", "THORAX", "LUNG", "TORSO", "BODY")
 TAGS = [
     "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "ConvolutionKernel", "BodyPartExamined",
     "InstanceNumber", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsStored", "PixelRepresentation",
     "PhotometricInterpretation", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
     "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "PatientID", "SOPInstanceUID", "AcquisitionNumber", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 
 
@@ -44,6 +44,8 @@ class Slice:
 
     Args:
         series: slices with equal keys are of one series.
+        patient: PatientID, to tell two patients in one folder; no message has it.
+        instance: SOPInstanceUID, to tell a copy of a slice from another one at its place; no message has it.
         orientation: direction cosines of a row and of a column (ImageOrientationPatient); None: not stated.
         position: of the first pixel, LPS mm; None: not stated.
         pixel_spacing_mm: between rows, between columns.
@@ -71,6 +73,9 @@ class Slice:
     slope: float
     intercept: float
     padding: tuple[int, int] | None
+    acquisition: str
+    patient: str = field(repr=False)
+    instance: str = field(repr=False)
 
     @cached_property
     def directions(self) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +105,8 @@ class Slice:
         return (-half, half - 1) if self.signed else (0, 2 * half - 1)
 
     @property
-    def primary(self) -> bool:
-        return not self.image_type & REFORMATTED
+    def acquired(self) -> bool:
+        return not self.image_type & PROCESSED
 
     @property
     def chest(self) -> bool:
@@ -110,7 +115,9 @@ class Slice:
     def refusal(self) -> str:
         """Why the slice's series can't be read as an axial chest CT; empty: it can."""
         if self.modality != "CT":
-            return f"expected modality CT, found {self.modality}"
+            # one of the standard's codes; anything else could be text that a person typed
+            found = self.modality if re.fullmatch("[A-Z]{2,8}", self.modality) else "another"
+            return f"expected modality CT, found {found}"
         if self.image_type & PROJECTIONS:
             return f"found a localizer, projection or screen copy ({', '.join(sorted(self.image_type & PROJECTIONS))})"
         if self.samples != 1:
@@ -147,7 +154,7 @@ def read_headers(files: Sequence[Path]) -> tuple[list[Slice], list[str]]:
         ScanError: no image at all, or one larger than the limits.
     """
     slices: list[Slice] = []
-    damaged = 0
+    damaged = pixelless = 0
     for file in files:
         header = _parse(file)
         if header is None:
@@ -157,9 +164,13 @@ def read_headers(files: Sequence[Path]) -> tuple[list[Slice], list[str]]:
                 slices += _slices(file, header)
             except PARSE_ERRORS as error:
                 raise ScanError(f"a header has a malformed value ({type(error).__name__}); export again") from None
+        else:
+            pixelless += 1
     if not slices:
         raise ScanError(f"expected DICOM images, found none among {len(files)} file(s)")
-    return slices, [f"{damaged} damaged DICOM file(s) were passed over"] if damaged else []
+    remarks = [f"{damaged} damaged DICOM file(s) were passed over"] if damaged else []
+    remarks += [f"{pixelless} DICOM object(s) without pixels were passed over"] if pixelless else []
+    return slices, remarks
 
 
 def _head(file: Path) -> bytes:
@@ -172,8 +183,6 @@ def _parse(file: Path) -> Dataset | None:
     head = _head(file)
     if head[128:132] != b"DICM" and file.suffix.lower() not in BARE_ENDINGS:
         return None
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise ScanError(f"a file is larger than {MAX_FILE_BYTES // 2**30} GiB; export one chest CT")
     try:
         if DeflatedExplicitVRLittleEndian.encode() in head:
             _check_inflated_bytes(file)
@@ -253,6 +262,9 @@ def _slice(file: Path, header: Dataset, frame: int, frames: int, groups: list[Da
         slope=slope[0] if slope else 1.0,
         intercept=intercept[0] if intercept else 0.0,
         padding=_padding(header, signed),
+        acquisition=str(header.get("AcquisitionNumber")),
+        patient=str(header.get("PatientID") or "").strip(),
+        instance=str(header.get("SOPInstanceUID") or "").strip(),
     )
 
 

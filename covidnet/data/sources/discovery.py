@@ -73,7 +73,7 @@ def discover(data: Data, classes: tuple[str, ...]) -> list[ScanRef]:
 
     Raises:
         UsageError: missing root, class folder or CSV; an empty class; a class or label that isn't configured; a missing
-            column; a path that leaves the root.
+            column. A scan that leaves the root is listed, and rejected when it is read.
     """
     root = Path(data.root or "")
     if not root.is_dir():
@@ -91,9 +91,6 @@ def discover(data: Data, classes: tuple[str, ...]) -> list[ScanRef]:
     empty = [name for name in classes if not counts[name]]
     if empty:
         raise UsageError(f"no {data.source} scan of class {', '.join(empty)} under {root}; add some or change classes")
-    outside = sum(not item.path.resolve().is_relative_to(root.resolve()) for item in found)
-    if outside:
-        raise UsageError(f"{outside} scan(s) lie outside of {root} (through .. or a symbolic link); copy them into it")
     return _named(found)
 
 
@@ -118,7 +115,10 @@ def _from_folders(root: Path, source: str, classes: tuple[str, ...]) -> Iterator
         )
     odd = sorted(folders - set(classes))
     if odd:
-        raise UsageError(f"{root} has folders that are no class: {', '.join(odd[:5])}; add to classes, or move them")
+        raise UsageError(
+            f"{root} has {len(odd)} folder(s) that are no class, expected {', '.join(classes)} only; "
+            "add to classes, or move them"  # unnamed: they may be called after patients
+        )
     for name in classes:
         entries = sorted((p for p in (root / name).iterdir() if not p.name.startswith(".")), key=natural_key)
         for entry in entries:
@@ -140,7 +140,7 @@ def _scans_of(entry: Path, source: str) -> list[Path]:
     if source == "nifti":
         return sorted(p for p in within if nifti.is_volume(p))
     if entry.is_file() and slices.is_picture(entry):
-        raise UsageError(f"pictures lie directly in {entry.parent}; expected <class>/<patient>/<scan>/0000.png")
+        raise UsageError("pictures lie directly in a class folder; expected <class>/<patient>/<scan>/0000.png")
     return sorted({p.parent for p in within if slices.is_picture(p)})
 
 
@@ -169,11 +169,9 @@ def _check_rows(labels: Path, rows: list[dict[str, str]], classes: tuple[str, ..
         if not row["path"] or not row["patient"]:
             raise UsageError(f"{where}: path and patient must not be empty; scans of one patient share a patient value")
         if row["label"] not in classes:
-            raise UsageError(
-                f"{where}: label {row['label']!r} is none of the classes {', '.join(classes)}; mend either"
-            )
+            raise UsageError(f"{where}: the label is none of the classes {', '.join(classes)}; mend either")
         if row.get("split") and row["split"] not in SPLITS:
-            raise UsageError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)}")
+            raise UsageError(f"{where}: the split is none of {', '.join(SPLITS)}")
         if row["path"] in seen:
             raise UsageError(f"{where}: the path is listed twice; keep one line per scan")
         seen.add(row["path"])

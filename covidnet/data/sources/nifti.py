@@ -1,7 +1,9 @@
 """NIfTI, and NRRD and MetaImage through SimpleITK, in any orientation and number type."""
 
+import os
 import re
 import zlib
+from math import prod
 from pathlib import Path
 
 import nibabel
@@ -13,13 +15,14 @@ from nibabel.spatialimages import HeaderDataError
 
 from covidnet.data.scan import Intensity, Scan
 from covidnet.data.sources import axes
-from covidnet.data.sources.limits import check_voxels
+from covidnet.data.sources.limits import check_ratio, check_voxels
 from covidnet.errors import ScanError
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha", ".mhd")
 DATA_FILE = re.compile(rb"(?im)^(?:ElementDataFile|data ?file)[ \t]*[=:][ \t]*(\S[^\r\n]*)")
 AIR_HU = -1024.0
+UNITS_MM = {"meter": 1000.0, "micron": 0.001}
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -75,25 +78,38 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         as_stored = type(header).from_fileobj(stream, check=False)  # nibabel mends a spacing of 0 to 1 mm when it opens
     if not (np.abs(as_stored["pixdim"][1:4]) > 0).all():
         raise ScanError("expected voxel spacing above 0 mm in the header (pixdim); mend the header's geometry")
-    remarks = []
-    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
-    if qform is None and sform is None:
-        remarks.append("the header gives no orientation (sform and qform are unset); NIfTI's default LAS is assumed")
-    elif qform is not None and sform is not None and not np.allclose(qform, sform, atol=0.05):
-        remarks.append("sform and qform disagree; sform is used")
+    check_ratio(prod(shape) * header.get_data_dtype().itemsize, path.stat().st_size)
+    affine, remarks = _affine(header)
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)  # the header forgets them once the file is open
     voxels = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asanyarray(image.dataobj)
-    return voxels.reshape(shape), image.affine, remarks
+    return voxels.reshape(shape), affine, remarks
+
+
+def _affine(header: nibabel.Nifti1Header) -> tuple[np.ndarray, list[str]]:
+    """Index to RAS millimetres: by sform, else qform, else the standard's default; and what is odd about them."""
+    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    remarks = []
+    if sform is not None and not abs(np.linalg.det(sform[:3, :3])) > 1e-9:  # not a number compares false
+        sform = None
+        remarks.append("sform is no orientation (its axes don't span a volume); it is ignored")
+    if sform is None and qform is None:
+        remarks.append("the header gives no orientation (sform and qform are unset); NIfTI's default LAS is assumed")
+    elif sform is not None and qform is not None and not np.allclose(qform, sform, atol=0.05):
+        remarks.append("sform and qform disagree; sform is used")
+    affine = next((form for form in (sform, qform) if form is not None), header.get_base_affine())
+    unit_mm = UNITS_MM.get(header.get_xyzt_units()[0], 1.0)
+    return np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ affine, remarks
 
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    _check_data_file(path)
+    stored_bytes = _data_bytes(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     shape = _one_volume(reader.GetSize())
     if reader.GetNumberOfComponents() != 1:
         raise ScanError(f"expected one value per voxel, found {reader.GetNumberOfComponents()}; export grey values")
+    check_ratio(2 * prod(shape), stored_bytes)
     affine = np.eye(4)
     rank = reader.GetDimension()
     affine[:3, :3] = np.reshape(reader.GetDirection(), (rank, rank))[:3, :3] * np.asarray(reader.GetSpacing()[:3])
@@ -102,12 +118,16 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return voxels, LPS_TO_RAS @ affine, []
 
 
-def _check_data_file(path: Path) -> None:
-    """Refuse a header that has its voxels read from elsewhere: it could name any file of this machine."""
+def _data_bytes(path: Path) -> int:
+    """Size of a volume's files, once it is sure that its header names none elsewhere: it could be any of this machine."""
     with path.open("rb") as stream:
-        named = DATA_FILE.findall(stream.read(2**16))
-    if any(b"/" in name or b"\\" in name or name.split()[0] == b"LIST" for name in named):
+        named = [name.strip() for name in DATA_FILE.findall(stream.read(2**16))]
+    if any(b"/" in name or b"\\" in name or b"%" in name or name.split()[0] == b"LIST" for name in named):
         raise ScanError("the header takes its voxels from another folder or a list of files; store them beside it")
+    beside = [path.parent / os.fsdecode(name) for name in named]
+    if any(file.is_symlink() for file in beside):
+        raise ScanError("the header takes its voxels through a symbolic link; put the file itself beside it")
+    return sum(file.stat().st_size for file in (path, *beside) if file.is_file())
 
 
 def _one_volume(shape: tuple[int, ...]) -> tuple[int, int, int]:

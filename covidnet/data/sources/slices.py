@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from covidnet.data.scan import Intensity, Scan
-from covidnet.data.sources.limits import check_voxels
+from covidnet.data.sources.limits import check_ratio, check_voxels
 from covidnet.errors import ScanError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -45,6 +45,7 @@ def read(files: list[Path]) -> Scan:
         raise ScanError(f"expected at most {MAX_SLICES} slices, found {len(ordered)}; give the folder of one scan")
     first = _grey(ordered[0])
     check_voxels((len(ordered), *first.shape))
+    check_ratio(first.nbytes * len(ordered), sum(file.stat().st_size for file in ordered))
     volume = np.empty((len(ordered), *first.shape), first.dtype)  # (D, H, W)
     for index, file in enumerate(ordered):
         picture = _grey(file)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -283,14 +284,76 @@ def test_other_planes_are_refused(tmp_path: Path, orientation: list[float], reas
 
 
 def test_the_axial_series_with_most_slices_is_chosen_and_told(tmp_path: Path) -> None:
-    folder = write(tmp_path / "s", series(body(), SeriesInstanceUID="1.2.9"), "b")
+    folder = write(tmp_path / "s", series(body(9), SeriesInstanceUID="1.2.9"), "b")
     write(folder, series(body(4) + 100, SeriesInstanceUID="1.2.1"), "a")
     write(folder, series(body(9), SeriesInstanceUID="1.2.2", ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "c")
-    write(folder, series(body(8), SeriesInstanceUID="1.2.3", ImageType=["DERIVED", "SECONDARY", "REFORMATTED"]), "d")
-    write(folder, series(body(9), SeriesInstanceUID="1.2.4", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "e")
+    write(folder, series(body(10), SeriesInstanceUID="1.2.3", ImageType=["DERIVED", "SECONDARY", "REFORMATTED"]), "d")
+    write(folder, series(body(11), SeriesInstanceUID="1.2.4", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "e")
+    write(folder, series(body(12), SeriesInstanceUID="1.2.5", BodyPartExamined="HEAD"), "f")
+    write(folder, series(body(8), SeriesInstanceUID="1.2.6", Modality="PT"), "g")
+    scan = read_scan(folder)
+    assert np.array_equal(scan.voxels, body(9))
+    (warning,) = scan.warnings
+    assert warning.startswith("7 series found; read the axial one of 9 slices, 2.5 mm thick; left out: ")
+    assert set(warning.partition("left out: ")[2].split("; 1 x ")) == {
+        "1 x expected axial slices, found coronal ones; export the axial series",
+        "expected modality CT, found PT",
+        "fewer than 8 slices",
+        "found a localizer, projection or screen copy (LOCALIZER)",
+        "not as acquired",
+        "not of the chest",
+    }
+
+
+def test_eight_derived_slices_are_rather_read_than_a_test_shot(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", series(body(8), SeriesInstanceUID="1.2.9", ImageType=["DERIVED", "PRIMARY"]), "b")
+    write(folder, series(body(3), SeriesInstanceUID="1.2.1"), "a")
+    scan = read_scan(folder)
+    assert np.array_equal(scan.voxels, body(8))
+    assert any("marked as derived" in warning for warning in scan.warnings)
+
+
+def test_two_breath_holds_in_one_series_are_not_mixed(tmp_path: Path) -> None:
+    inspiration = series(body(10), AcquisitionNumber=1)
+    expiration = series(body(9) + 50, AcquisitionNumber=2)
+    for ds in expiration:
+        ds.InstanceNumber -= 100  # would come first, were order by number
+    scan = read_scan(write(tmp_path / "s", inspiration + expiration))
+    assert np.array_equal(scan.voxels, body(10))
+    assert any("left out: 1 x fewer slices" in warning for warning in scan.warnings)
+
+
+def test_an_acquisition_per_slice_is_one_volume(tmp_path: Path) -> None:
+    slices = series(body())
+    for number, ds in enumerate(slices):
+        ds.AcquisitionNumber = number
+    slices.append(slices[2])
+    scan = read_scan(write(tmp_path / "s", slices))
+    assert np.array_equal(scan.voxels, body())
+    assert scan.warnings == ("1 slice(s) at a position already taken were dropped",)
+
+
+def test_a_folder_copied_into_itself_is_one_scan(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", series(body()))
+    write(folder / "copy", series(body()))
+    for file in (folder / "copy").iterdir():
+        file.write_bytes((folder / file.name).read_bytes())
     scan = read_scan(folder)
     assert np.array_equal(scan.voxels, body())
-    assert any("5 series found" in warning and "6 slices" in warning for warning in scan.warnings)
+    assert any("6 slice(s) at a position already taken" in warning for warning in scan.warnings)
+
+
+def test_a_preview_beside_the_slices_is_not_taken_for_the_scan(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", series(body()))
+    Image.new("L", (16, 12)).save(folder / "preview.png")
+    assert np.array_equal(read_scan(folder).voxels, body())
+
+
+def test_what_stands_in_the_unused_high_bits_is_no_density(tmp_path: Path) -> None:
+    slices = series(body())
+    for ds in slices:  # overlays were stored there
+        ds.PixelData = (ds.pixel_array | 0xA000).astype("<u2").tobytes()
+    assert np.array_equal(read_scan(write(tmp_path / "s", slices)).voxels, body())
 
 
 def test_of_equal_series_the_thinner_is_chosen(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_csv(tmp_path: Path) -> None:
     [
         (["NCP/a.nii"], "without Normal"),
         (["NCP/a.nii", "Normal/readme.txt"], "no nifti scan of class Normal"),
-        (["NCP/a.nii", "Normal/b.nii", "CP/c.nii"], "folders that are no class: CP"),
+        (["NCP/a.nii", "Normal/b.nii", "CP/c.nii"], r"1 folder\(s\) that are no class, expected NCP, Normal"),
     ],
 )
 def test_wrong_folders_are_told(tmp_path: Path, names: list[str], message: str) -> None:
@@ -115,12 +115,16 @@ def test_missing_root_and_pictures_in_the_class_folder(tmp_path: Path) -> None:
     ("header", "lines", "message"),
     [
         ("path,label", ["a.nii,NCP"], "patient missing"),
-        ("path,label,patient", ["a.nii,NCP,p1", "b.nii,CP,p2"], "line 3: label 'CP' is none of"),
+        ("path,label,patient", ["a.nii,NCP,p1", "b.nii,CP,p2"], "line 3: the label is none of the classes NCP, Normal"),
         ("path,label,patient", ["a.nii,NCP,p1", "b.nii,Normal,"], "line 3: path and patient must not be empty"),
         ("path,label,patient", ["a.nii,NCP,p1", "absent.nii,Normal,p2"], "line 3: nothing lies"),
         ("path,label,patient", ["a.nii,NCP,p1", "a.nii,Normal,p2"], "line 3: the path is listed twice"),
         ("path,label,patient", ["a.nii,NCP,p1"], "no nifti scan of class Normal"),
-        ("path,label,patient,split", ["a.nii,NCP,p1,train", "b.nii,Normal,p2,dev"], "split 'dev' is none of"),
+        (
+            "path,label,patient,split",
+            ["a.nii,NCP,p1,train", "b.nii,Normal,p2,dev"],
+            "line 3: the split is none of train",
+        ),
         ("path,label,patient,split", ["a.nii,NCP,p1,train", "b.nii,Normal,p2,"], "for all scans or for none"),
         ("path,label,patient,split", ["a.nii,NCP,p1,train", "b.nii,Normal,p1,test"], "1 patient.* in two splits"),
     ],
@@ -129,16 +133,6 @@ def test_wrong_csv_is_told(tmp_path: Path, header: str, lines: list[str], messag
     touch(tmp_path, "a.nii", "b.nii")
     with pytest.raises(UsageError, match=message):
         found(tmp_path, "nifti", listed(tmp_path, *lines, header=header))
-
-
-def test_paths_that_leave_the_root_are_refused(tmp_path: Path) -> None:
-    root = touch(tmp_path / "root", "a.nii", "NCP/a.nii", "Normal/b.nii")
-    touch(tmp_path, "outside.nii")
-    with pytest.raises(UsageError, match="outside of"):
-        found(root, "nifti", listed(root, "a.nii,NCP,p1", "../outside.nii,Normal,p2"))
-    (root / "NCP" / "link.nii").symlink_to(tmp_path / "outside.nii")
-    with pytest.raises(UsageError, match="outside of"):
-        found(root, "nifti")
 
 
 def test_absent_csv_is_told(tmp_path: Path) -> None:

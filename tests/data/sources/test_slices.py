@@ -143,7 +143,7 @@ def test_zip_bombs_are_refused_before_inflating(tmp_path: Path, monkeypatch: pyt
     bomb = zipped(tmp_path / "bomb.zip", {"a.dcm": bytes(20 * 2**20)})
     with pytest.raises(ScanError, match="at most 200-fold"):
         read_scan(bomb)
-    monkeypatch.setattr(archive, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(archive, "MAX_FILES", 2)
     with pytest.raises(ScanError, match="3 members"):
         read_scan(zipped(tmp_path / "many.zip", dict.fromkeys("abc", b"x")))
     monkeypatch.setattr(archive, "MAX_BYTES", 2**20)
