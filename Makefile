@@ -30,7 +30,7 @@ DOCKER ?= docker
 TAG ?= 0.1.0
 image: .venv/.ready           ## images of the stages and of the endpoint, for Kubernetes
 	rm -rf build/wheels
-	$(PIP) wheel --quiet --disable-pip-version-check -c constraints.txt -w build/wheels '.[train,pipelines]' '.[serving]'
+	$(PIP) wheel --quiet --disable-pip-version-check -c constraints.txt -w build/wheels '.[kubeflow]' '.[serving,monitoring]'
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f serving/Containerfile -t covidnet3d-serving:$(TAG) .
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f components/Containerfile -t covidnet3d-stages:$(TAG) .
 	$(DOCKER) image inspect -f '{{index .RepoTags 0}} {{.Size}} bytes' covidnet3d-serving:$(TAG) covidnet3d-stages:$(TAG)
