@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from covidnet.data.scan import Scan
 from serving import errors, metrics
+from serving.monitoring import documentation
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -59,3 +60,8 @@ def test_the_reasons_are_the_kinds_of_refusal_and_all_there_from_the_start() -> 
     reasons = {sample.labels["reason"] for sample in rejected.samples}
     assert {"busy", "draining", "too_large", "no_such_model"} <= reasons
     assert len(reasons) == len(errors.Refused.__subclasses__())
+
+
+def test_the_documentation_lists_the_metrics_of_now() -> None:
+    page = documentation.PAGE.read_text()
+    assert page == documentation.render(page), "run `python -m serving.monitoring.documentation` and commit"
