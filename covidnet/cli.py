@@ -302,10 +302,16 @@ def predict(
     epilog=_example("covidnet serve --bundle results/export/bundle", "covidnet serve --bundle B --http-port 9000")
 )
 def serve(
-    bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
+    bundle: Annotated[str, typer.Option(help="Folder written by `covidnet export`, or s3://, https://, … of one.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="REST, upload route and page.")] = 8080,
     grpc_port: Annotated[int, typer.Option(help="Open Inference Protocol over gRPC.")] = 8081,
+    tokens: Annotated[Path | None, typer.Option(help="File of clients and the sha256 of their tokens.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    behind_gateway: Annotated[
+        bool, typer.Option("--behind-gateway", help="A gateway in front has tokens, TLS and limits per client.")
+    ] = False,
 ) -> None:
     """Serve a bundle on this machine: page, REST and gRPC, model name `covidnet`."""
     from covidnet.errors import UsageError
@@ -316,7 +322,7 @@ def serve(
         raise UsageError(
             f"covidnet serve needs {error.name}: run it in the repository after `pip install -e '.[serving]'`"
         ) from None
-    run(bundle, host, http_port, grpc_port)
+    run(bundle, host, http_port, grpc_port, tokens, tls_cert, tls_key, behind_gateway)
 
 
 @app.command(epilog=_example("covidnet doctor", "covidnet doctor --json"))

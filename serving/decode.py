@@ -17,14 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from covidnet.data.preprocess import Box, Prepared, Spec, prepare
-from covidnet.data.scan import Scan
+from covidnet.data.scan import Intensity, Scan
 from covidnet.data.sources import read_scan
 from covidnet.errors import ScanError
 from serving.errors import UnknownFormat, Unreadable
 
 DEADLINE_S = 60
-MEMORY_BYTES = 6 * 2**30  # address space; a series of 1,000 slices takes 2 GiB
-PICTURE_SIDE = 256  # pixels, at least; a 512 x 512 scan is halved
+PROCESSES = 2  # at once
+MEMORY_BYTES = 6 * 2**30  # address space of one process; a series of 1,000 slices takes 2 GiB
+SERVER_BYTES = 2**30  # of a container's memory, what is left to the server itself
+CGROUP_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+PICTURE_SIDE, PICTURE_VOXELS = 256, 2**24  # about what a screen shows, and at most what a browser is sent
 HEAD_BYTES = 352  # of a NIfTI-1 header, the longest that `suffix` looks at
 # MetaImage and NRRD headers may name other files to read, which must not be the server's own.
 REFERRING = (".mha", ".mhd", ".nhdr", ".nrrd")
@@ -38,12 +41,26 @@ class Picture:
     """A scan as a person looks at it, no larger than a screen needs.
 
     Args:
-        grey: ``uint8 (D, H, W)``, windowed.
+        voxels: ``int16 (D, H, W)``, Hounsfield units, or grey levels 0..255 where ``intensity`` is ``"display"``.
+        spacing_mm: ``(z, y, x)``.
+        intensity: of `Scan`.
         box: what the network sees of it, ``((z0, z1), (y0, y1), (x0, x1))``.
     """
 
-    grey: np.ndarray
+    voxels: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    intensity: Intensity
     box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the scan's voxels lie; the fields are those of `Scan`."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    affine: np.ndarray | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +69,14 @@ class Decoded:
 
     Args:
         prepared: what the network sees.
-        picture: the scan's slices, where they shall be drawn.
+        geometry: of the whole scan.
+        picture: the scan itself, where it shall be drawn.
         decode_s: seconds from file to voxels.
         preprocess_s: seconds from voxels to ``prepared``.
     """
 
     prepared: Prepared
+    geometry: Geometry
     picture: Picture | None
     decode_s: float
     preprocess_s: float
@@ -92,42 +111,82 @@ def prepared(scan: Scan, spec: Spec, *, draw: bool, decode_s: float = 0.0) -> De
     except ScanError as error:
         raise Unreadable(str(error)) from None
     preprocess_s = time.perf_counter() - start
-    return Decoded(ready, _picture(scan, ready.box, spec) if draw else None, decode_s, preprocess_s)
+    geometry = Geometry(scan.shape, scan.spacing_mm, scan.orientation, scan.affine)
+    return Decoded(ready, geometry, _picture(scan, ready.box) if draw else None, decode_s, preprocess_s)
 
 
-def read(path: Path, spec: Spec, *, draw: bool) -> Decoded:
-    """Decode and prepare a file in a fresh process; blocks, so call it from a thread.
+def ready(volume: np.ndarray) -> Decoded:
+    """A volume ``uint8 (D, H, W)`` that was prepared elsewhere: the scan it came from isn't known."""
+    depth, height, width = volume.shape
+    prepared = Prepared(volume, ((0, depth), (0, height), (0, width)), {}, ())
+    return Decoded(prepared, Geometry((depth, height, width), (0.0, 0.0, 0.0), "assumed", None), None, 0.0, 0.0)
+
+
+def warm() -> None:
+    """Start the server that decoding processes are forked from, which takes a second that no caller should wait for."""
+    process = _processes.Process(target=os.getpid)
+    process.start()
+    process.join()
+
+
+class Decoding:
+    """Decodes and prepares one file in a fresh process.
 
     Args:
         path: alone in a folder, which the process may use for temporary files, and which the caller removes.
         spec: the bundle's preprocessing.
         draw: whether a picture is wanted.
-
-    Raises:
-        Unreadable: no usable chest CT, or the decoder crashed, took too long or too much memory.
     """
-    receiver, sender = _processes.Pipe(duplex=False)
-    process = _processes.Process(target=_decode, args=(sender, path, spec, draw), daemon=True)
-    process.start()
-    sender.close()
+
+    def __init__(self, path: Path, spec: Spec, *, draw: bool) -> None:
+        self._receiver, self._sender = _processes.Pipe(duplex=False)
+        self._process = _processes.Process(target=_decode, args=(self._sender, path, spec, draw), daemon=True)
+        self._given_up = False
+
+    def run(self) -> Decoded:
+        """Wait for the result; blocks, so call it from a thread.
+
+        Raises:
+            Unreadable: no usable chest CT, or the decoder crashed, took too long or too much memory.
+        """
+        if self._given_up:
+            raise Unreadable("the request was given up before its file was read")
+        self._process.start()
+        self._sender.close()
+        try:
+            if not self._receiver.poll(DEADLINE_S):
+                raise Unreadable(f"decoding took longer than {DEADLINE_S} s; send a smaller series")
+            answer: Decoded | str = self._receiver.recv()
+        except (EOFError, OSError):
+            raise Unreadable("the decoder crashed on this file; it is damaged or not a chest CT") from None
+        finally:
+            self._process.kill()
+            self._process.join()
+            self._receiver.close()
+        if isinstance(answer, str):
+            raise Unreadable(answer)
+        return answer
+
+    def stop(self) -> None:
+        """End the process, from another thread, once nobody waits for the result any more."""
+        self._given_up = True
+        if self._process.pid is not None:
+            self._process.kill()
+
+
+def memory_limit(limit: Path = CGROUP_MEMORY_LIMIT) -> int:
+    """Bytes of address space for one process: `MEMORY_BYTES`, or its share of the container's memory if that is less."""
     try:
-        if not receiver.poll(DEADLINE_S):
-            raise Unreadable(f"decoding took longer than {DEADLINE_S} s; send a smaller series")
-        answer: Decoded | str = receiver.recv()
-    except (EOFError, OSError):
-        raise Unreadable("the decoder crashed on this file; it is damaged or not a chest CT") from None
-    finally:
-        process.kill()
-        process.join()
-        receiver.close()
-    if isinstance(answer, str):
-        raise Unreadable(answer)
-    return answer
+        available = int(limit.read_text())
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return MEMORY_BYTES
+    return min(MEMORY_BYTES, max(2**30, (available - SERVER_BYTES) // PROCESSES))
 
 
 def _decode(sender: Connection, path: Path, spec: Spec, draw: bool) -> None:
     """Body of the decoding process: sends a `Decoded`, or the reason why there is none."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    most_bytes = memory_limit()
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # decoders print what they find odd in a header, which would end up in the server's log
@@ -141,24 +200,26 @@ def _decode(sender: Connection, path: Path, spec: Spec, draw: bool) -> None:
     except (ScanError, Unreadable) as error:
         answer = str(error)
     except MemoryError:
-        answer = f"the scan needs more than {MEMORY_BYTES // 2**30} GiB to decode; send a smaller series"
+        answer = f"the scan needs more than {most_bytes / 2**30:.1f} GiB to decode; send a smaller series"
     except Exception as error:  # decoders raise anything, and their texts may quote the file
         answer = f"the file can't be decoded ({type(error).__name__}); it is damaged or not a chest CT"
     sender.send(answer)
 
 
-def _picture(scan: Scan, box: Box, spec: Spec) -> Picture:
-    """Windowed, and averaged over blocks of k x k pixels where slices are larger than a screen needs."""
-    height, width = scan.shape[1:]
-    k = max(1, max(height, width) // PICTURE_SIDE)
-    rows, columns = height // k, width // k
-    total = np.zeros((scan.shape[0], rows, columns), np.int32)
-    for i in range(k):
-        for j in range(k):
-            total += scan.voxels[:, i : rows * k : k, j : columns * k : k]
-    low, high = spec.window_hu if scan.intensity == "hu" else (0.0, 255.0)
-    grey = np.rint(np.clip((total / (k * k) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    return Picture(grey, (box[0], _shrunk(box[1], k, rows), _shrunk(box[2], k, columns)))
+def _picture(scan: Scan, box: Box) -> Picture:
+    """The mean of blocks of voxels, where the scan has more of them than a screen."""
+    depth, height, width = scan.shape
+    side = max(1, round(max(height, width) / PICTURE_SIDE))
+    k = (-(-depth * (height // side) * (width // side) // PICTURE_VOXELS), side, side)
+    shape = tuple(size // step for size, step in zip(scan.shape, k, strict=True))
+    whole = scan.voxels[tuple(slice(0, size * step) for size, step in zip(shape, k, strict=True))]
+    voxels = np.empty(shape, np.int16)
+    for z in range(shape[0]):  # one at a time, since the sums take twice the memory
+        blocks = whole[z * k[0] : (z + 1) * k[0]].reshape(k[0], shape[1], side, shape[2], side)
+        voxels[z] = np.rint(blocks.mean((0, 2, 4), dtype=np.float32))
+    spacing_mm = tuple(mm * step for mm, step in zip(scan.spacing_mm, k, strict=True))
+    shrunk = (_shrunk(part, step, size) for part, step, size in zip(box, k, shape, strict=True))
+    return Picture(voxels, spacing_mm, scan.intensity, tuple(shrunk))  # type: ignore[arg-type]
 
 
 def _shrunk(side: tuple[int, int], k: int, size: int) -> tuple[int, int]:

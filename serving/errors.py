@@ -37,10 +37,26 @@ class NoSuchModel(Refused):
     grpc_status = StatusCode.NOT_FOUND
 
 
-class TooSlow(Refused):
-    """The body didn't arrive in time."""
+class Unauthenticated(Refused):
+    """No token, or not one of this server's."""
 
     outcome = "invalid"
+    http_status = 401
+    grpc_status = StatusCode.UNAUTHENTICATED
+
+
+class CrossOrigin(Refused):
+    """A page of another site sent it."""
+
+    outcome = "invalid"
+    http_status = 403
+    grpc_status = StatusCode.PERMISSION_DENIED
+
+
+class TooSlow(Refused):
+    """The deadline passed, whether the body didn't arrive or the work wasn't done."""
+
+    outcome = "late"
     http_status = 408
     grpc_status = StatusCode.DEADLINE_EXCEEDED
 

@@ -12,20 +12,21 @@ from typing import Any, TypeVar
 import numpy as np
 from kserve import InferRequest, InferResponse, Model
 
-from covidnet.data.preprocess import Prepared, Spec, box_to_scan
+from covidnet.data.preprocess import Spec
 from covidnet.data.scan import Scan
-from covidnet.evaluation import cam
 from covidnet.export.bundle import Bundle
-from covidnet.inference.engine import Engine, Outputs
+from covidnet.inference.engine import Engine
 from covidnet.inference.predict import OUT_OF_DISTRIBUTION, interpret
-from serving import decode, metrics, protocol
-from serving.decode import Decoded
+from serving import answers, decode, heat, metrics, protocol
+from serving.answers import Answer
+from serving.batcher import Batcher, Row
+from serving.decode import Decoded, Decoding
+from serving.errors import TooSlow
 from serving.monitoring.observer import Observer
-from serving.protocol import Answer, Request, Source, V1Body, V2Body
+from serving.protocol import Request, Source, V1Body, V2Body
 
 NAME = "covidnet"
-DECODERS = 2  # at once; each may hold a whole scan
-BATCH = 8  # volumes per run of the network, so that one large request doesn't hold up the others for long
+MAX_BATCH, MAX_WAIT_S, MAX_BATCH_S = 8, 0.002, 0.25
 
 T = TypeVar("T")
 
@@ -42,15 +43,18 @@ class Predictor(Model):
         super().__init__(NAME)
         self.bundle = bundle
         self.spec = Spec.from_dict(bundle.preprocess)
-        self._engine = engine
+        self._batcher = Batcher(
+            engine.run, max_batch=max(MAX_BATCH, engine.batch), max_wait_s=MAX_WAIT_S, max_batch_s=MAX_BATCH_S
+        )
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
-        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._decoders = ThreadPoolExecutor(decode.PROCESSES, thread_name_prefix="decode")
+        self._painter = ThreadPoolExecutor(1, thread_name_prefix="paint")
         self.observer = Observer(bundle, engine.name)
 
     def load(self) -> bool:
-        """Run the network once, so that the first caller doesn't wait for its allocations; then be ready."""
-        self._engine.run(np.zeros((1, 1, *self.spec.size), np.uint8))
+        """Prepare the network for every size of batch, and the decoders, so that the first caller waits for neither."""
+        self._batcher.warm(self.spec.size)
+        decode.warm()
         self.ready = True
         return True
 
@@ -64,7 +68,7 @@ class Predictor(Model):
         ]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """The tensors of an answer; `cam` comes on request only."""
+        """The tensors of an answer; `cam` and `cam_scan` come on request only."""
         classes = len(self.bundle.labels)
         return [
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, classes]},
@@ -73,6 +77,7 @@ class Predictor(Model):
             {"name": "novelty", "datatype": "FP32", "shape": [-1]},
             {"name": "flags", "datatype": "BYTES", "shape": [-1]},
             {"name": "cam", "datatype": "FP32", "shape": [-1, classes, -1, -1, -1]},
+            {"name": "cam_scan", "datatype": "UINT8", "shape": [-1, -1, -1, -1]},
         ]
 
     async def preprocess(
@@ -92,110 +97,124 @@ class Predictor(Model):
 
         Raises:
             Unreadable: a file is no usable chest CT.
+            TooSlow: the request's own timeout passed.
         """
-        answers = await self.classify(payload.sources)
-        if payload.outputs:
-            return protocol.answer_v2(answers, payload, NAME, self.bundle.version)
-        return protocol.answer_v1(answers, self.bundle.version, cam=False)
+        if not payload.outputs:
+            found = await self._in_time(payload, frozenset())
+            return answers.answer_v1(found, self.bundle.version, explain=False)
+        found = await self._in_time(payload, payload.maps)
+        return answers.answer_v2(found, payload, NAME, self.bundle.version)
 
     async def explain(self, payload: Request, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """As `predict` for V1, with the class activation maps.
+        """As `predict` for V1, with the class activation maps."""
+        found = await self._in_time(payload, payload.maps)
+        return await _in(self._painter, partial(answers.answer_v1, found, self.bundle.version, explain=True))
 
-        Raises:
-            Unreadable: a file is no usable chest CT.
-        """
-        return protocol.answer_v1(await self.classify(payload.sources), self.bundle.version, cam=True)
-
-    async def classify(self, sources: Sequence[Source | Path]) -> list[Answer]:
+    async def classify(self, sources: Sequence[Source | Path], maps: frozenset[str] = frozenset()) -> list[Answer]:
         """Answers in the order of the sources.
 
+        Args:
+            sources: scans.
+            maps: with ``cam_scan`` or ``cam_nifti`` each answer has its `ScanMap`.
+
         Raises:
             Unreadable: a file is no usable chest CT.
+            Invalid: a map at the scan's resolution would be too large.
         """
         decoded = [await self._decode(source, draw=False) for source in sources]
-        return await self._run(decoded)
+        if not maps & heat.ON_SCAN:
+            return await self._run(decoded)
+        heat.check_size(decoded)
+        pairs = zip(decoded, await self._run(decoded), strict=True)
+        return [await self._paint(partial(heat.mapped, *pair, maps)) for pair in pairs]
 
-    async def classify_drawn(self, source: Path | Scan) -> tuple[Answer, bytes]:
-        """The answer for one scan, and a PNG of its slices with the map of the predicted class.
+    async def classify_drawn(self, source: Path | Scan) -> tuple[Answer, Decoded]:
+        """The answer for one scan, and the scan with its picture.
 
         Raises:
             Unreadable: it is no usable chest CT.
         """
         decoded = await self._decode(source, draw=True)
-        answer = (await self._run([decoded]))[0]
-        drawing = time.perf_counter()
-        picture = await asyncio.to_thread(_draw, decoded, answer)
-        metrics.phase("explain", time.perf_counter() - drawing)
-        return answer, picture
+        return (await self._run([decoded]))[0], decoded
+
+    async def png(self, decoded: Decoded, answer: Answer) -> bytes:
+        """Slices with the predicted class's map."""
+        title = f"Predicted {answer.label} ({answer.probabilities[answer.label]:.2f})"
+        if OUT_OF_DISTRIBUTION in answer.flags:
+            title += ", unlike the training data"
+        picture, window_hu = _picture(decoded), self.spec.window_hu
+        return await self._paint(partial(heat.png, picture, answer.predicted_cam, title, answer.label, window_hu))
+
+    async def viewer(self, decoded: Decoded, answer: Answer) -> tuple[bytes, bytes]:
+        """The scan and the predicted class's map as two NIfTI files on one grid, no finer than a screen."""
+        return await self._paint(partial(heat.viewer, _picture(decoded), answer.predicted_cam))
+
+    async def _in_time(self, request: Request, maps: frozenset[str]) -> list[Answer]:
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                return await self.classify(request.sources, maps)
+        except TimeoutError:
+            raise TooSlow("not answered within the request's timeout") from None
 
     async def _decode(self, source: Source | Path, *, draw: bool) -> Decoded:
         if isinstance(source, np.ndarray):
-            depth, height, width = source.shape
-            return Decoded(Prepared(source, ((0, depth), (0, height), (0, width)), {}, ()), None, 0.0, 0.0)
+            return decode.ready(source)
         if isinstance(source, Scan):
-            work = partial(decode.prepared, source, self.spec, draw=draw)
-        elif isinstance(source, bytes):
-            work = partial(_read_bytes, source, self.spec)
+            decoded = await _in(self._decoders, partial(decode.prepared, source, self.spec, draw=draw))
+        elif isinstance(source, Path):
+            decoded = await self._decode_file(source, draw=draw)
         else:
-            work = partial(decode.read, source, self.spec, draw=draw)
-        decoded = await _in(self._decoders, work)
+            with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:  # on disk for as long as it is read
+                path = Path(folder, f"scan{decode.suffix(source[: decode.HEAD_BYTES])}")
+                await asyncio.to_thread(path.write_bytes, source)
+                decoded = await self._decode_file(path, draw=draw)
         metrics.phase("decode", decoded.decode_s)
         metrics.phase("preprocess", decoded.preprocess_s)
         return decoded
 
-    async def _run(self, scans: Sequence[Decoded]) -> list[Answer]:
-        answers = []
-        for start in range(0, len(scans), BATCH):
-            chunk = scans[start : start + BATCH]
-            batch = np.stack([scan.prepared.volume for scan in chunk])[:, None]  # (B, 1, D, H, W)
-            queued = time.perf_counter()
-            with metrics.QUEUE.track_inprogress():
-                outputs, inference_s = await _in(self._network, partial(_timed, self._engine.run, batch))
-            metrics.phase("queue", time.perf_counter() - queued - inference_s)
-            metrics.phase("inference", inference_s)
-            metrics.BATCH.observe(len(chunk))
-            answers += [self._answer(scan, outputs, row, inference_s) for row, scan in enumerate(chunk)]
-        for answer, scan in zip(answers, scans, strict=True):
-            self.observer.answered(answer, scan.prepared)
-        return answers
+    async def _decode_file(self, path: Path, *, draw: bool) -> Decoded:
+        decoding = Decoding(path, self.spec, draw=draw)
+        try:
+            return await _in(self._decoders, decoding.run)
+        except asyncio.CancelledError:  # the deadline passed or the client went: nobody wants the result
+            decoding.stop()
+            raise
 
-    def _answer(self, scan: Decoded, outputs: Outputs, row: int, inference_s: float) -> Answer:
-        found = interpret(outputs.logits[row], outputs.probabilities[row], scan.prepared, self.bundle)
+    async def _run(self, scans: Sequence[Decoded]) -> list[Answer]:
+        """A few at a time, so that one large request doesn't hold up the others for long."""
+        found: list[Answer] = []
+        for start in range(0, len(scans), self._batcher.max_batch):
+            chunk = scans[start : start + self._batcher.max_batch]
+            rows = await asyncio.gather(*(self._batcher.submit(scan.prepared.volume) for scan in chunk))
+            found += [self._answer(scan, row) for scan, row in zip(chunk, rows, strict=True)]
+        for answer, scan in zip(found, scans, strict=True):
+            self.observer.answered(answer, scan.prepared)
+        return found
+
+    def _answer(self, scan: Decoded, row: Row) -> Answer:
+        says = interpret(row.logits, row.probabilities, scan.prepared, self.bundle)
+        times = {"decode": scan.decode_s, "preprocess": scan.preprocess_s, "queue": row.queue_s}
         return Answer(
-            label=found["label"],
-            probabilities=found["probabilities"],
-            energy=found["energy"],
-            novelty=found["novelty"],
-            flags=tuple(found["flags"]),
-            cam=outputs.cam[row],
-            seconds={"decode": scan.decode_s, "preprocess": scan.preprocess_s, "inference": inference_s},
+            label=says["label"],
+            probabilities=says["probabilities"],
+            energy=says["energy"],
+            novelty=says["novelty"],
+            flags=tuple(says["flags"]),
+            cam=row.cam,
+            seconds={**times, "inference": row.inference_s},
         )
 
-
-def _read_bytes(content: bytes, spec: Spec) -> Decoded:
-    """Decode a file that came inside a request; it lies on disk for as long as it is read."""
-    suffix = decode.suffix(content[: decode.HEAD_BYTES])
-    with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:
-        path = Path(folder, f"scan{suffix}")
-        path.write_bytes(content)
-        return decode.read(path, spec, draw=False)
+    async def _paint(self, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        painted = await _in(self._painter, work)
+        metrics.phase("explain", time.perf_counter() - start)
+        return painted
 
 
-def _draw(decoded: Decoded, answer: Answer) -> bytes:
-    picture = decoded.picture
-    if picture is None:
+def _picture(decoded: Decoded) -> decode.Picture:
+    if decoded.picture is None:
         raise ValueError("expected a scan that was decoded with its picture")
-    row = list(answer.probabilities).index(answer.label)
-    heat = box_to_scan(answer.cam[row], picture.box, picture.grey.shape)  # (D, H, W)
-    title = f"Predicted {answer.label} ({answer.probabilities[answer.label]:.2f})"
-    if OUT_OF_DISTRIBUTION in answer.flags:
-        title += ", unlike the training data"
-    return cam.png(cam.montage(picture.grey, heat, title, label=answer.label))
-
-
-def _timed(run: Callable[[np.ndarray], Outputs], batch: np.ndarray) -> tuple[Outputs, float]:
-    start = time.perf_counter()
-    return run(batch), time.perf_counter() - start
+    return decoded.picture
 
 
 async def _in(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:

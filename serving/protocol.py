@@ -1,4 +1,4 @@
-"""From request bodies to scans, validated before anything is computed; and from results back to the protocols' answers.
+"""From request bodies to scans, validated before anything is computed.
 
 V1 is JSON, one object per scan in ``instances``. V2 (the Open Inference Protocol) has named tensors; KServe's
 `InferRequest` stands for both of its forms, REST and gRPC. Each has the same three ways to give a scan:
@@ -12,12 +12,12 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import orjson
-from kserve import InferInput, InferOutput, InferRequest, InferResponse
+from kserve import InferInput, InferRequest
 from kserve.protocol.infer_type import RequestedOutput
 
 from covidnet.data.scan import Scan
@@ -28,7 +28,9 @@ MAX_JSON_BYTES = 16 * 2**20  # a prepared volume of 40 x 256 x 256 is 10 MiB
 SCAN_SIDES = (8, 1024)  # voxels of a scan in Hounsfield units, per axis
 SPACING_MM = (0.05, 20.0)
 INPUTS = ("volume", "scan_hu", "spacing_mm", "file")
-OUTPUTS = ("probabilities", "label", "energy", "novelty", "flags", "cam")
+OUTPUTS = ("probabilities", "label", "energy", "novelty", "flags")
+MAPS = ("cam", "cam_scan")  # of an answer where they are asked for
+MAX_TIMEOUT_US = 10**9
 _NUMBER_TYPES: dict[str, type[np.generic]] = {"UINT8": np.uint8, "INT16": np.int16, "FP32": np.float32}
 
 Size = tuple[int, int, int]
@@ -44,47 +46,17 @@ class Request:
         sources: one per scan to classify.
         id: the caller's, given back in V2.
         outputs: tensors of the answer in V2; none in V1.
-        binary: names among them to send as binary data behind the JSON, in V2 over REST.
+        binary: names among them to send as binary data: behind the JSON in V2 over REST, all of them over gRPC.
+        maps: those asked for, of ``cam``, ``cam_scan`` and, in V1, ``cam_nifti``.
+        timeout_s: how long the caller is ready to wait, where it says so.
     """
 
     sources: tuple[Source, ...]
     id: str = ""
     outputs: tuple[str, ...] = ()
     binary: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model says of one scan.
-
-    Args:
-        label: most probable class.
-        probabilities: calibrated, by class.
-        energy: of the logits, for monitoring.
-        novelty: above 0 for scans unlike the training data.
-        flags: out-of-distribution, and remarks of reading and preprocessing.
-        cam: class activation maps, float32 (K, d, h, w).
-        seconds: by phase.
-    """
-
-    label: str
-    probabilities: dict[str, float]
-    energy: float
-    novelty: float
-    flags: tuple[str, ...]
-    cam: np.ndarray
-    seconds: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the maps."""
-        return {
-            "label": self.label,
-            "probabilities": self.probabilities,
-            "flags": list(self.flags),
-            "energy": self.energy,
-            "novelty": self.novelty,
-            "seconds": self.seconds,
-        }
+    maps: frozenset[str] = frozenset()
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +88,8 @@ def parse(payload: V1Body | V2Body | InferRequest, size: Size) -> Request:
         return parse_v1(read_json(payload.content), size)
     if isinstance(payload, V2Body):
         return parse_v2(read_v2(payload.content, payload.json_bytes), size)
-    return parse_v2(payload, size)
+    request = parse_v2(payload, size)
+    return replace(request, binary=frozenset(request.outputs))
 
 
 def parse_v1(payload: object, size: Size) -> Request:
@@ -125,10 +98,13 @@ def parse_v1(payload: object, size: Size) -> Request:
     Raises:
         Invalid: saying what was expected and found.
     """
-    instances = payload.get("instances") if isinstance(payload, Mapping) else None
+    tree = payload if isinstance(payload, dict) else {}
+    instances = tree.get("instances")
     if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_SCANS:
         raise Invalid(f'expected {{"instances": [...]}} with 1 to {MAX_SCANS} scans')
-    return Request(tuple(_instance(item, size) for item in instances))
+    parameters = _object(tree.get("parameters"), "parameters")
+    sources = tuple(_instance(item, size) for item in instances)
+    return Request(sources, maps=_v1_maps(parameters.get("cam", "model")), timeout_s=_timeout(parameters))
 
 
 def parse_v2(request: InferRequest, size: Size) -> Request:
@@ -151,13 +127,14 @@ def parse_v2(request: InferRequest, size: Size) -> Request:
         sources = (_file(tensors["file"]),)
     else:
         raise Invalid("expected the inputs volume, or scan_hu with spacing_mm, or file")
-    wanted = request.request_outputs or [RequestedOutput(name) for name in OUTPUTS[:-1]]
+    wanted = request.request_outputs or [RequestedOutput(name) for name in OUTPUTS]
     outputs = tuple(output.name for output in wanted)
-    if len(set(outputs)) != len(outputs) or not set(outputs) <= set(OUTPUTS):
-        raise Invalid(f"expected requested outputs with different names among {', '.join(OUTPUTS)}")
+    if len(set(outputs)) != len(outputs) or not set(outputs) <= {*OUTPUTS, *MAPS}:
+        raise Invalid(f"expected requested outputs with different names among {', '.join((*OUTPUTS, *MAPS))}")
     every = request.use_binary_outputs
     binary = frozenset(o.name for o in wanted if (every if o.binary_data is None else o.binary_data))
-    return Request(sources, request.id or "", outputs, binary)
+    maps = frozenset(MAPS) & frozenset(outputs)
+    return Request(sources, request.id or "", outputs, binary, maps, _timeout(request.parameters or {}))
 
 
 def read_v2(body: bytes, json_bytes: str | None) -> InferRequest:
@@ -208,41 +185,21 @@ def read_json(body: bytes) -> Any:
         raise Invalid("the body is not JSON") from None
 
 
-def answer_v1(answers: Sequence[Answer], version: str, *, cam: bool) -> dict[str, Any]:
-    """The V1 answer: ``predictions`` in the order of ``instances``; ``cam`` is a nested list per class."""
-    predictions = []
-    for answer in answers:
-        prediction = answer.to_dict()
-        if cam:
-            prediction["cam"] = dict(zip(answer.probabilities, answer.cam.tolist(), strict=True))
-        predictions.append(prediction)
-    return {"predictions": predictions, "model_version": version}
+def _v1_maps(resolution: object) -> frozenset[str]:
+    if resolution not in ("model", "scan"):
+        raise Invalid('parameters: cam: expected "model" (the network\'s own grid) or "scan"')
+    return frozenset({"cam"} if resolution == "model" else {"cam_nifti"})
 
 
-def answer_v2(answers: Sequence[Answer], request: Request, model: str, version: str) -> InferResponse:
-    """The V2 answer: the requested tensors, one row per scan; class names and microseconds by phase as parameters."""
-    classes = list(answers[0].probabilities)
-    rows: dict[str, np.ndarray] = {
-        "probabilities": np.array([list(answer.probabilities.values()) for answer in answers], np.float32),
-        "label": np.array([answer.label.encode() for answer in answers], np.object_),
-        "energy": np.array([answer.energy for answer in answers], np.float32),
-        "novelty": np.array([answer.novelty for answer in answers], np.float32),
-        "flags": np.array([orjson.dumps(answer.flags) for answer in answers], np.object_),
-        "cam": np.stack([answer.cam for answer in answers]),
-    }
-    types = {"label": "BYTES", "flags": "BYTES"}
-    outputs = []
-    for name in request.outputs:
-        outputs.append(InferOutput(name, list(rows[name].shape), types.get(name, "FP32"), rows[name]))
-    microseconds = {f"{name}_us": round(1e6 * seconds) for name, seconds in answers[0].seconds.items()}
-    return InferResponse(
-        request.id,
-        model,
-        outputs,
-        model_version=version,
-        parameters={"classes": orjson.dumps(classes).decode(), **microseconds},
-        requested_outputs=[RequestedOutput(name, {"binary_data": name in request.binary}) for name in request.outputs],
-    )
+def _timeout(parameters: Mapping[str, Any]) -> float | None:
+    """Triton's request parameter ``timeout``, in microseconds, as seconds."""
+    value = parameters.get("timeout")
+    value = getattr(value, "int64_param", value)  # over gRPC a message
+    if value is None or value == 0:  # 0 is Triton's "none"
+        return None
+    if type(value) is not int or not 0 < value <= MAX_TIMEOUT_US:
+        raise Invalid(f"parameters: timeout: expected whole microseconds, at most {MAX_TIMEOUT_US}")
+    return value / 1e6
 
 
 def _instance(item: object, size: Size) -> Source:
@@ -384,8 +341,8 @@ def _requested(items: object) -> list[RequestedOutput] | None:
     outputs = []
     for item in items:
         tree = _object(item, "outputs")
-        if tree.get("name") not in OUTPUTS:
-            raise Invalid(f"expected requested outputs with different names among {', '.join(OUTPUTS)}")
+        if tree.get("name") not in (*OUTPUTS, *MAPS):
+            raise Invalid(f"expected requested outputs with different names among {', '.join((*OUTPUTS, *MAPS))}")
         outputs.append(RequestedOutput(tree["name"], _object(tree.get("parameters"), "parameters")))
     return outputs
 

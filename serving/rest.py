@@ -5,10 +5,8 @@ its headers in `:explain`); KServe's repository routes, through which anyone cou
 """
 
 import asyncio
-import logging
-import traceback
-from collections.abc import Callable
-from http import HTTPStatus
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -22,28 +20,22 @@ from kserve.protocol.rest.v2_endpoints import V2Endpoints
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import metrics
-from serving.errors import RETRY_AFTER_S, Busy, Draining, Invalid, NoSuchModel, Refused, TooLarge, TooSlow
+from serving.access import Access
+from serving.errors import Invalid, NoSuchModel, Refused, TooLarge, TooSlow
 from serving.gate import Gate
+from serving.guard import Guard, answer_error
 from serving.monitoring.correlation import HttpCorrelation
 from serving.predictor import NAME
 from serving.protocol import V1Body, V2Body
 
 MAX_BODY_BYTES = 32 * 2**20  # of JSON and binary tensors; larger scans go by gRPC or upload
-BODY_DEADLINE_S = 120
-HEADERS = {
-    "cache-control": "no-store",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
-
-_log = logging.getLogger(__name__)
+DEADLINE_S = 80  # of a request, its upload included; a caller may ask for less, and draining takes no longer
+DEADLINE_HEADER = "x-request-timeout-ms"
 
 
-def application(dataplane: DataPlane, gate: Gate) -> FastAPI:
+def application(dataplane: DataPlane, gate: Gate, access: Access) -> FastAPI:
     """The ASGI application: health, metadata, inference in both protocols, and metrics."""
     app = FastAPI(title="covidnet", docs_url=None, redoc_url=None, openapi_url=None)
     _add_health(app, dataplane)
@@ -51,73 +43,70 @@ def application(dataplane: DataPlane, gate: Gate) -> FastAPI:
     app.add_api_route("/metrics", _metrics, methods=["GET"], include_in_schema=False)
     for error in (Refused, ModelNotFound, ModelNotReady, ServerNotReady, RequestValidationError, HTTPException):
         app.add_exception_handler(error, answer_error)
-    app.add_middleware(_Outermost)
+    app.add_middleware(Guard, access=access)
     app.add_middleware(HttpCorrelation)
     return app
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body.
+@asynccontextmanager
+async def admitted(request: Request, route: str, gate: Gate, max_bytes: int) -> AsyncIterator[None]:
+    """Count a request, hold a place for it until its answer is sent, and end its work at the deadline.
 
     Raises:
-        TooLarge: more than ``max_bytes``.
-        TooSlow: it didn't arrive within `BODY_DEADLINE_S`.
-        Invalid: the client went away.
+        Busy, Draining: see `Gate`.
+        TooLarge: its stated length is above ``max_bytes``.
+        TooSlow: the deadline passed.
+        Invalid: its own deadline is no number.
     """
-    parts: list[bytes] = []
-    await receive_body(request, max_bytes, parts.append)
-    return b"".join(parts)
+    with metrics.request(route):
+        place = gate.admit(_announced(request, max_bytes), request.scope["covidnet.client"])
+        request.scope["covidnet.held"].enter_context(place)
+        deadline_s = _deadline_s(request)
+        try:
+            async with asyncio.timeout(deadline_s):
+                yield
+        except TimeoutError:
+            raise TooSlow(f"not answered within {deadline_s:g} s, the time of the upload included") from None
 
 
 async def receive_body(request: Request, max_bytes: int, write: Callable[[bytes], object]) -> None:
-    """Hand the body on piece by piece; errors as in `read_body`."""
+    """Hand the body on piece by piece.
+
+    Raises:
+        TooLarge: more than ``max_bytes``.
+        Invalid: the client went away.
+    """
     received = 0
     try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > max_bytes:
-                    raise TooLarge(_limit(max_bytes))
-                write(chunk)
-    except TimeoutError:
-        raise TooSlow(f"the body didn't arrive within {BODY_DEADLINE_S} s") from None
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > max_bytes:
+                raise TooLarge(_limit(max_bytes))
+            write(chunk)
     except ClientDisconnect:
         raise Invalid("the client went away before its body was complete") from None
 
 
-def announced(request: Request, max_bytes: int) -> int:
+def _announced(request: Request, max_bytes: int) -> int:
     """Bytes to reserve for a body: its stated length, or the limit where it states none.
 
     Raises:
         TooLarge: the stated length is above the limit.
     """
-    length = request.headers.get("content-length", "")
+    length = request.headers.get("content-length", "" if request.headers.get("transfer-encoding") else "0")
     size = int(length) if length.isdecimal() else max_bytes
     if size > max_bytes:
         raise TooLarge(_limit(max_bytes))
     return size
 
 
-def answer_error(request: Request, error: Exception) -> Response:
-    """Errors in the protocols' form, ``{"error": ...}``, with nothing of the request in them."""
-    if isinstance(error, Refused):
-        wait = {"retry-after": str(RETRY_AFTER_S)} if isinstance(error, Busy | Draining) else {}
-        return _error(error.http_status, str(error), wait)
-    if isinstance(error, ModelNotFound):
-        return _error(404, f"no such model here; this server has the model {NAME}")
-    if isinstance(error, HTTPException):
-        message = "no such route here" if error.status_code == 404 else HTTPStatus(error.status_code).phrase.lower()
-        return _error(error.status_code, message, dict(error.headers or {}))
-    if isinstance(error, RequestValidationError):
-        return _error(400, "the request has not the expected form")
-    return _error(503, "not ready: still loading, or about to stop")
-
-
-def log_unexpected(error: Exception) -> None:
-    """Where it happened, without the error's text, which may quote the request."""
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    place = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
-    _log.error("unexpected %s in %s", type(error).__name__, place)
+def _deadline_s(request: Request) -> float:
+    text = request.headers.get(DEADLINE_HEADER)
+    if text is None:
+        return DEADLINE_S
+    if not text.isascii() or not text.isdecimal() or not 0 < len(text) < 10:
+        raise Invalid(f"{DEADLINE_HEADER}: expected whole milliseconds")
+    return min(int(text) / 1000, DEADLINE_S)
 
 
 def _add_health(app: FastAPI, dataplane: DataPlane) -> None:
@@ -137,17 +126,17 @@ def _add_health(app: FastAPI, dataplane: DataPlane) -> None:
 
 def _add_inference(app: FastAPI, dataplane: DataPlane, gate: Gate) -> None:
     async def predict(model_name: str, request: Request) -> Response:
-        with metrics.request("v1_predict"), gate.admit(announced(request, MAX_BODY_BYTES)):
+        async with admitted(request, "v1_predict", gate, MAX_BODY_BYTES):
             payload = V1Body(await _tensor_body(request, model_name))
             return _json((await dataplane.infer(model_name, payload))[0])
 
     async def explain(model_name: str, request: Request) -> Response:
-        with metrics.request("v1_explain"), gate.admit(announced(request, MAX_BODY_BYTES)):
+        async with admitted(request, "v1_explain", gate, MAX_BODY_BYTES):
             payload = V1Body(await _tensor_body(request, model_name))
             return _json((await dataplane.explain(model_name, payload))[0])
 
     async def infer(model_name: str, request: Request) -> Response:
-        with metrics.request("v2_infer"), gate.admit(announced(request, MAX_BODY_BYTES)):
+        async with admitted(request, "v2_infer", gate, MAX_BODY_BYTES):
             body = await _tensor_body(request, model_name)
             payload = V2Body(body, request.headers.get(INFERENCE_CONTENT_LENGTH_HEADER))
             response: InferResponse = (await dataplane.infer(model_name, payload))[0]
@@ -170,11 +159,9 @@ async def _tensor_body(request: Request, model_name: str) -> bytes:
         raise NoSuchModel(f"no such model here; this server has the model {NAME}")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Invalid("expected a body without Content-Encoding")
-    return await read_body(request, MAX_BODY_BYTES)
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps({"error": message}), status, headers, "application/json")
+    parts: list[bytes] = []
+    await receive_body(request, MAX_BODY_BYTES, parts.append)
+    return b"".join(parts)
 
 
 def _json(content: object) -> Response:
@@ -187,32 +174,3 @@ def _metrics() -> Response:
 
 def _limit(max_bytes: int) -> str:
     return f"expected a body of at most {max_bytes // 2**20} MiB; send larger scans to /v1/scans, or by gRPC"
-
-
-class _Outermost:
-    """Adds `HEADERS` to every answer, and turns what nobody foresaw into a plain 500.
-
-    Starlette's own handler would raise the exception again, and its text would end up in the server's log.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                present = {name for name, _ in message["headers"]}
-                extra = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in present]
-                message["headers"] = [*message["headers"], *extra]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception as error:
-            log_unexpected(error)
-            if not started:
-                await _error(500, "internal error")(scope, receive, send_with_headers)

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -14,68 +13,112 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
+from starlette.exceptions import HTTPException
 
 from covidnet.data.scan import Scan
 from covidnet.data.sources import phantom
-from serving import decode, metrics
+from serving import decode
+from serving.answers import Answer
 from serving.errors import Invalid
 from serving.gate import Gate
 from serving.predictor import Predictor
-from serving.protocol import Answer
-from serving.rest import announced, receive_body
+from serving.rest import admitted, receive_body
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_UPLOAD_BYTES = 512 * 2**20  # compressed; 1,000 slices of 512 x 512 as JPEG Lossless are 250 MiB
-PNG, JSON = "image/png", "application/json"
+PNG, NIFTI, FORM, JSON = "image/png", "application/x-nifti", "multipart/form-data", "application/json"
+NIIVUE = "niivue-0.69.0.umd.js"
+ASSETS = {"page.css": "text/css", "page.js": "text/javascript", NIIVUE: "text/javascript", "LICENSE": "text/plain"}
+# NiiVue compiles a part of itself to WebAssembly, and reads its typeface from a data URL
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def add_routes(app: FastAPI, predictor: Predictor, gate: Gate) -> None:
-    """Add ``POST /v1/scans``, ``POST /v1/phantoms/{label}`` and ``GET /``."""
+    """Add ``POST /v1/scans``, ``POST /v1/phantoms/{label}`` and the page at ``GET /``."""
 
     async def scans(request: Request) -> Response:
-        """A scan as raw body or as the one file of a form; answers JSON, or a PNG to ``Accept: image/png``."""
-        with (
-            metrics.request("scans"),
-            gate.admit(announced(request, MAX_UPLOAD_BYTES)),
-            tempfile.TemporaryDirectory(prefix="covidnet-") as folder,  # all of the scan lies here, and goes with it
-        ):
-            return await _answer(request, predictor, await _receive(request, Path(folder)))
+        """A scan as raw body or as the one file of a form; ``Accept`` chooses the answer, see `_answer`."""
+        async with admitted(request, "scans", gate, MAX_UPLOAD_BYTES):
+            with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:  # the scan lies here, and goes with it
+                return await _answer(request, predictor, await _receive(request, Path(folder)))
 
     async def phantoms(label: str, request: Request) -> Response:
         """A synthetic scan of a class, another one each time; answers as `scans`."""
-        with metrics.request("phantoms"), gate.admit(0):
+        async with admitted(request, "phantoms", gate, 0):
             if label not in phantom.LABELS:
                 raise Invalid(f"expected one of the synthetic classes {', '.join(phantom.LABELS)}")
             index = secrets.randbelow(2**31)
             made = await asyncio.to_thread(phantom.generate, label, seed=0, index=index)
             return await _answer(request, predictor, made.scan)
 
-    page, policy = _page()
-
-    async def index() -> Response:
-        return Response(page, headers={"content-security-policy": policy}, media_type="text/html; charset=utf-8")
-
     app.add_api_route("/v1/scans", scans, methods=["POST"], response_model=None)
     app.add_api_route("/v1/phantoms/{label}", phantoms, methods=["POST"], response_model=None)
+    _add_page(app)
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = resources.files("serving").joinpath("page")
+    page = folder.joinpath("index.html").read_bytes()
+    assets = {name: folder.joinpath(name).read_bytes() for name in ASSETS}
+
+    async def index() -> Response:
+        return Response(page, headers={"content-security-policy": PAGE_POLICY}, media_type="text/html; charset=utf-8")
+
+    async def asset(name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404)
+        headers = {"cache-control": "max-age=31536000, immutable" if name == NIIVUE else "no-cache"}
+        return Response(assets[name], headers=headers, media_type=f"{ASSETS[name]}; charset=utf-8")
+
     app.add_api_route("/", index, methods=["GET"], response_model=None)
+    app.add_api_route("/static/{name}", asset, methods=["GET"], response_model=None)
 
 
 async def _answer(request: Request, predictor: Predictor, source: Path | Scan) -> Response:
-    """JSON; with ``?overlay=true`` the picture in it as a data URL; the picture alone to ``Accept: image/png``."""
-    only_picture = request.headers.get("accept", "").startswith(PNG)
-    if not only_picture and request.query_params.get("overlay") != "true":
-        return _json(predictor, (await predictor.classify([source]))[0])
-    answer, picture = await predictor.classify_drawn(source)
-    if only_picture:
+    """What ``Accept`` asks for.
+
+    * JSON, the default; with ``?overlay=true`` it has a picture of the slices with the map, as a data URL.
+    * ``image/png``: that picture.
+    * ``application/x-nifti``: the map alone on the grid of the file, ``.nii.gz``.
+    * ``multipart/form-data``, for the page: ``answer`` (the JSON), ``scan`` and ``map`` (``.nii`` on one grid).
+    """
+    accept = request.headers.get("accept", "")
+    if "nifti" in accept:
+        (answer,) = await predictor.classify([source], frozenset({"cam_nifti"}))
+        content = b"" if answer.scan_map is None else answer.scan_map.nifti
+        return Response(content, headers={"content-disposition": 'attachment; filename="map.nii.gz"'}, media_type=NIFTI)
+    overlay = request.query_params.get("overlay") == "true"
+    if not accept.startswith((PNG, FORM)) and not overlay:
+        return Response(_json(predictor, (await predictor.classify([source]))[0]), media_type=JSON)
+    answer, decoded = await predictor.classify_drawn(source)
+    if accept.startswith(FORM):
+        return _form(_json(predictor, answer), *await predictor.viewer(decoded, answer))
+    picture = await predictor.png(decoded, answer)
+    if accept.startswith(PNG):
         return Response(picture, media_type=PNG)
-    return _json(predictor, answer, overlay=f"data:{PNG};base64,{base64.b64encode(picture).decode()}")
+    url = f"data:{PNG};base64,{base64.b64encode(picture).decode()}"
+    return Response(_json(predictor, answer, overlay=url), media_type=JSON)
 
 
-def _json(predictor: Predictor, answer: Answer, **more: str) -> Response:
-    content = {**answer.to_dict(), "model_version": predictor.bundle.version, **more}
-    return Response(orjson.dumps(content), media_type=JSON)
+def _json(predictor: Predictor, answer: Answer, **more: str) -> bytes:
+    return orjson.dumps({**answer.to_dict(), "model_version": predictor.bundle.version, **more})
+
+
+def _form(answer: bytes, scan: bytes, heat: bytes) -> Response:
+    """Three parts, which a browser takes apart by itself (``Response.formData``)."""
+    boundary = secrets.token_hex(16)
+    parts: list[bytes] = []
+    for name, kind, content in (("answer", JSON, answer), ("scan", NIFTI, scan), ("map", NIFTI, heat)):
+        disposition = f'form-data; name="{name}"; filename="{name}"'
+        head = f"--{boundary}\r\nContent-Disposition: {disposition}\r\nContent-Type: {kind}\r\n\r\n"
+        parts += [head.encode(), content, b"\r\n"]
+    parts.append(f"--{boundary}--\r\n".encode())
+    return Response(b"".join(parts), media_type=f"{FORM}; boundary={boundary}")
 
 
 async def _receive(request: Request, folder: Path) -> Path:
@@ -83,7 +126,7 @@ async def _receive(request: Request, folder: Path) -> Path:
 
     Raises:
         UnknownFormat: the content is of no format that is read here.
-        TooLarge, TooSlow, Invalid: see `serving.rest.receive_body`.
+        TooLarge, Invalid: see `serving.rest.receive_body`.
     """
     path = folder / "scan"
     content_type = request.headers.get("content-type", "")
@@ -134,17 +177,3 @@ class _OneFileForm:
 
     def _data(self, chunk: bytes, start: int, end: int) -> None:
         self._pass_on(chunk[start:end])
-
-
-def _page() -> tuple[str, str]:
-    """The page, and the policy that lets the browser run nothing but what is in it."""
-    page = resources.files("serving").joinpath("page.html").read_text()
-
-    def allowed(tag: str) -> str:
-        content = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
-        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
-
-    return page, (
-        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; img-src data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )

@@ -1,7 +1,9 @@
 """The gRPC side: KServe's servicer behind the same gate, with statuses and messages like those of REST."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from grpc.aio import ServicerContext
@@ -15,25 +17,27 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from covidnet.errors import UsageError
 from serving import metrics
-from serving.errors import RETRY_AFTER_S, Busy, Draining, Invalid, Refused
+from serving.access import OPEN_METHODS, Access, Tls
+from serving.errors import RETRY_AFTER_S, Busy, Draining, Invalid, Refused, TooSlow
 from serving.gate import Gate
+from serving.guard import log_unexpected
 from serving.monitoring.correlation import GrpcCorrelation
 from serving.predictor import NAME
-from serving.rest import log_unexpected
+from serving.rest import DEADLINE_S
 
-MAX_MESSAGE_BYTES = 96 * 2**20  # gRPC's own limit is 4 MiB, KServe's 8 MiB; 180 slices of 512 x 512 as int16 fit
-MAX_CONCURRENT = 40  # a few above the gate's, for probes; beyond it gRPC refuses before it reads a message
+MAX_MESSAGE_BYTES = 64 * 2**20  # gRPC's own limit is 4 MiB, KServe's 8; larger scans go as compressed file or by upload
+MAX_CONCURRENT = 36  # a few above the gate's, for probes; messages are in memory before the gate sees them
 MAX_TYPED_BYTES = 8 * 2**20  # of a message without raw contents: KServe makes a Python object of each number
 
 
-def server(dataplane: DataPlane, gate: Gate, host: str, port: int) -> grpc.aio.Server:
+def server(dataplane: DataPlane, gate: Gate, access: Access, tls: Tls | None, host: str, port: int) -> grpc.aio.Server:
     """A gRPC server, bound and not started.
 
     Raises:
-        UsageError: the port is taken.
+        UsageError: the port is taken, or the certificate can't be used.
     """
     made = grpc.aio.server(
-        interceptors=[GrpcCorrelation(), _Statuses()],
+        interceptors=[GrpcCorrelation(), _Statuses(access)],
         maximum_concurrent_rpcs=MAX_CONCURRENT,
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -41,9 +45,14 @@ def server(dataplane: DataPlane, gate: Gate, host: str, port: int) -> grpc.aio.S
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the calls
         ],
     )
-    add_GRPCInferenceServiceServicer_to_server(_Servicer(dataplane, gate), made)
+    add_GRPCInferenceServiceServicer_to_server(_Servicer(dataplane, gate, access), made)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        made.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if tls is None:
+            made.add_insecure_port(address)
+        else:
+            pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+            made.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError:
         raise UsageError(f"can't listen on {host} port {port} for gRPC; give another --grpc-port") from None
     return made
@@ -52,15 +61,21 @@ def server(dataplane: DataPlane, gate: Gate, host: str, port: int) -> grpc.aio.S
 class _Servicer(InferenceServicer):
     """KServe's servicer; inference is counted and bounded, and the model can't be unloaded by a caller."""
 
-    def __init__(self, dataplane: DataPlane, gate: Gate) -> None:
+    def __init__(self, dataplane: DataPlane, gate: Gate, access: Access) -> None:
         super().__init__(dataplane, ModelRepositoryExtension(dataplane.model_registry))
         self._gate = gate
+        self._access = access
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
-        with metrics.request("v2_infer", "grpc"), self._gate.admit(request.ByteSize()):
-            if not request.raw_input_contents and request.ByteSize() > MAX_TYPED_BYTES:
+        size_bytes = request.ByteSize()
+        with metrics.request("v2_infer", "grpc"), self._gate.admit(size_bytes, _client(self._access, context)):
+            if not request.raw_input_contents and size_bytes > MAX_TYPED_BYTES:
                 raise Invalid(f"expected tensors above {MAX_TYPED_BYTES // 2**20} MiB as raw_input_contents")
-            return await super().ModelInfer(request, context)
+            try:
+                async with asyncio.timeout(DEADLINE_S):  # a caller's own, gRPC keeps by cancelling this
+                    return await super().ModelInfer(request, context)
+            except TimeoutError:
+                raise TooSlow(f"not answered within {DEADLINE_S} s") from None
 
     async def RepositoryModelLoad(self, request: Any, context: ServicerContext) -> None:
         raise NotImplementedError
@@ -70,12 +85,17 @@ class _Servicer(InferenceServicer):
 
 
 class _Statuses(AsyncServerInterceptor):
-    """Exceptions to statuses, and nothing of the request in their messages."""
+    """Lets in who may ask; exceptions to statuses, and nothing of the request in their messages."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def intercept(
         self, method: Callable[..., Any], request_or_iterator: Any, context: ServicerContext, method_name: str
     ) -> Any:
         try:
+            if method_name.rpartition("/")[2] not in OPEN_METHODS:
+                _client(self._access, context)
             return await method(request_or_iterator, context)
         except Refused as error:
             if isinstance(error, Busy | Draining):
@@ -94,3 +114,10 @@ class _Statuses(AsyncServerInterceptor):
         except Exception as error:
             log_unexpected(error)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+
+def _client(access: Access, context: ServicerContext) -> str | None:
+    authorization = dict(context.invocation_metadata() or ()).get("authorization")
+    _, _, peer = unquote(context.peer()).partition(":")  # ipv4:127.0.0.1:50000, ipv6:%5B::1%5D:50000
+    address = peer.rpartition(":")[0].strip("[]")
+    return access.client(authorization if isinstance(authorization, str) else None, address)

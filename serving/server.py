@@ -4,8 +4,11 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -15,50 +18,100 @@ from kserve.protocol.dataplane import DataPlane
 from covidnet.errors import UsageError
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
-from serving import metrics, rest, routes, rpc
+from serving import access, metrics, rest, routes, rpc, storage
+from serving.access import Access, Tls
 from serving.gate import Gate
 from serving.monitoring import logs
 from serving.monitoring import routes as monitoring_routes
 from serving.predictor import Predictor
 
-MAX_REQUESTS = 32
+MAX_REQUESTS, MAX_CLIENT_REQUESTS = 32, 24
 MAX_BYTES = 2**30
-GRACE_S = 90  # a large series takes seconds; Kubernetes' terminationGracePeriodSeconds has to be above it
+GRACE_S = 90  # above `rest.DEADLINE_S`; Kubernetes' terminationGracePeriodSeconds has to be above this
 
 _log = logging.getLogger(__name__)
 
 
-async def run(bundle_dir: Path, host: str, http_port: int, grpc_port: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to serve, where, and to whom.
+
+    Args:
+        bundle: folder that `covidnet export` wrote, or its URI.
+        host: address to listen on.
+        http_port: REST, upload, page, metrics.
+        grpc_port: Open Inference Protocol.
+        tokens: file of the clients' names and the hashes of their tokens; without it everyone may ask.
+        tls: certificate for both ports.
+        behind_gateway: a gateway has tokens, TLS and limits per client; the server may then listen anywhere without.
+    """
+
+    bundle: str
+    host: str = "127.0.0.1"
+    http_port: int = 8080
+    grpc_port: int = 8081
+    tokens: Path | None = None
+    tls: Tls | None = None
+    behind_gateway: bool = False
+
+
+async def run(options: Options) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what is in flight, for `GRACE_S` at most.
 
     Ports open when the model is loaded and warm, so a probe that connects finds it ready.
 
     Raises:
-        CovidnetError: the bundle is damaged, or the engine refuses it.
-        UsageError: a port is taken, or no engine is installed.
+        CovidnetError: the bundle is damaged or can't be fetched, or the engine refuses it.
+        UsageError: a port is taken, tokens or certificate can't be read, no engine is installed, or the address is
+            reachable from other machines and nothing protects it.
     """
     logs.configure()
-    logging.getLogger("kserve").propagate = False  # a line per call, with the caller's text in errors
+    for talkative in ("kserve", "python_multipart"):  # their lines quote requests
+        logging.getLogger(talkative).propagate = False
     stop = _on_signal()
-    bundle = Bundle.load(bundle_dir)
-    predictor = Predictor(bundle, engine.load(bundle))
-    predictor.load()
+    access.check_exposure(
+        options.host, protected=None not in (options.tokens, options.tls), behind_gateway=options.behind_gateway
+    )
+    tokens = {} if options.tokens is None else access.read_tokens(options.tokens)
+    clients = Access(tokens, behind_gateway=options.behind_gateway)
+    _check_tls(options.tls)
+    with tempfile.TemporaryDirectory(prefix="covidnet-bundle-") as folder:
+        bundle = Bundle.load(storage.fetch(options.bundle, Path(folder)))
+        network = engine.load(bundle)
+        predictor = Predictor(bundle, network)
+        predictor.load()
+        await _serve(options, predictor, clients, stop)
+
+
+async def _serve(options: Options, predictor: Predictor, clients: Access, stop: asyncio.Event) -> None:
     repository = ModelRepository()
     repository.update(predictor)
-    gate = Gate(MAX_REQUESTS, MAX_BYTES)
+    gate = Gate(MAX_REQUESTS, MAX_BYTES, MAX_CLIENT_REQUESTS)
     metrics.QUEUE_LIMIT.set(MAX_REQUESTS)
     dataplane = _DataPlane(repository, gate)
-    app = rest.application(dataplane, gate)
+    app = rest.application(dataplane, gate, clients)
     routes.add_routes(app, predictor, gate)
     monitoring_routes.add_routes(app, predictor.observer)
 
-    listener = _listen(host, http_port)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+    tls = options.tls
+    files = {} if tls is None else {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,  # a client could name another address as its own
+        timeout_graceful_shutdown=5,
+        **files,  # type: ignore[arg-type]
+    )
     http = _HttpServer(config)
-    grpc = rpc.server(dataplane, gate, host, grpc_port)
+    listener = _listen(options.host, options.http_port)
+    grpc = rpc.server(dataplane, gate, clients, tls, options.host, options.grpc_port)
     await grpc.start()
     serving = asyncio.create_task(http.serve([listener]))
-    _log.info("bundle %s: http://%s:%d and gRPC on port %d", bundle.version, host, http_port, grpc_port)
+    url = f"{'http' if tls is None else 'https'}://{options.host}:{options.http_port}"
+    _log.info("bundle %s: %s and gRPC on port %d", predictor.bundle.version, url, options.grpc_port)
 
     await stop.wait()
     gate.close()
@@ -100,6 +153,17 @@ def _on_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+def _check_tls(tls: Tls | None) -> None:
+    if tls is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError):
+        raise UsageError(
+            f"{tls.certificate} and {tls.key}: expected a certificate chain and its unencrypted key, both in PEM form"
+        ) from None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -22,7 +22,7 @@ from serving.monitoring.performance import Estimate, Performance
 from serving.monitoring.store import Prediction, Store
 
 if TYPE_CHECKING:
-    from serving.protocol import Answer
+    from serving.answers import Answer
 
 STATE = "COVIDNET_STATE"
 DEFAULT_STATE = Path("~/.local/state/covidnet")

@@ -19,17 +19,18 @@ import orjson
 import torch
 from ts.metrics.dimension import Dimension
 
-from covidnet.data.preprocess import Prepared, Spec
+from covidnet.data.preprocess import Spec
 from covidnet.data.scan import Scan
 from covidnet.errors import UsageError
 from covidnet.export.bundle import Bundle
 from covidnet.export.torchserve import BATCH, BUNDLE, NAME, network
 from covidnet.inference.predict import OUT_OF_DISTRIBUTION, interpret
 from covidnet.models.blocks import ScaleInput
-from serving import decode, protocol
-from serving.decode import Decoded
+from serving import answers, decode, heat, protocol
+from serving.answers import Answer
+from serving.decode import Decoded, Decoding
 from serving.errors import Refused
-from serving.protocol import Answer, Request, Source, V1Body, V2Body
+from serving.protocol import Request, Source, V1Body, V2Body
 
 JSON_BYTES_HEADER = "inference-header-content-length"
 
@@ -68,21 +69,27 @@ class Handler:
             context: of TorchServe: headers in, status and content type out.
         """
         read = [self._read(row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
-        answers = self._classify([scan for one in read if isinstance(one, tuple) for scan in one[1]])
+        found = self._classify([scan for one in read if isinstance(one, tuple) for scan in one[1]])
         contents = []
         for index, one in enumerate(read):
             if isinstance(one, Exception):
                 contents.append(_refuse(one, context, index))
             else:
                 request, scans = one
-                contents.append(self._write(request, list(islice(answers, len(scans))), context, index))
+                own = list(islice(found, len(scans)))
+                if request.maps & heat.ON_SCAN:
+                    own = [heat.mapped(*pair, request.maps) for pair in zip(scans, own, strict=True)]
+                contents.append(self._write(request, own, context, index))
         return contents
 
     def _read(self, row: dict[str, Any], headers: dict[str, str]) -> tuple[Request, list[Decoded]] | Exception:
         """The validated request with its scans ready for the network, or why there is none."""
         try:
             request = protocol.parse(_body(row, headers), self._spec.size)
-            return request, [_decode(source, self._spec) for source in request.sources]
+            scans = [_decode(source, self._spec) for source in request.sources]
+            if request.maps & heat.ON_SCAN:
+                heat.check_size(scans)
+            return request, scans
         except Refused as error:
             return error
         except Exception as error:  # its text may quote the request, and TorchServe would log it
@@ -90,9 +97,9 @@ class Handler:
             _log.error("unexpected %s in %s:%d", type(error).__name__, place.name, place.lineno)
             return error
 
-    def _write(self, request: Request, answers: list[Answer], context: Any, index: int) -> bytes:
+    def _write(self, request: Request, found: list[Answer], context: Any, index: int) -> bytes:
         """The answer in the protocol of the request."""
-        for answer in answers:
+        for answer in found:
             _count(context, index, "covidnet_predictions_total", label=answer.label)
             if OUT_OF_DISTRIBUTION in answer.flags:
                 _count(context, index, "covidnet_out_of_distribution_total")
@@ -100,8 +107,8 @@ class Handler:
         context.set_response_content_type(index, "application/json")
         if not request.outputs:
             explain = context.get_request_header(index, "explain") == "True"
-            return orjson.dumps(protocol.answer_v1(answers, self._bundle.version, cam=explain))
-        content, json_bytes = protocol.answer_v2(answers, request, NAME, self._bundle.version).to_rest()
+            return orjson.dumps(answers.answer_v1(found, self._bundle.version, explain=explain))
+        content, json_bytes = answers.answer_v2(found, request, NAME, self._bundle.version).to_rest()
         if json_bytes is None:
             return orjson.dumps(content)
         context.set_response_content_type(index, "application/octet-stream")
@@ -115,13 +122,13 @@ class Handler:
             logits, probabilities, cam = self._run(np.stack([scan.prepared.volume for scan in chunk])[:, None])
             inference_s = time.perf_counter() - started
             for row, scan in enumerate(chunk):
-                found = interpret(logits[row], probabilities[row], scan.prepared, self._bundle)
+                says = interpret(logits[row], probabilities[row], scan.prepared, self._bundle)
                 yield Answer(
-                    label=found["label"],
-                    probabilities=found["probabilities"],
-                    energy=found["energy"],
-                    novelty=found["novelty"],
-                    flags=tuple(found["flags"]),
+                    label=says["label"],
+                    probabilities=says["probabilities"],
+                    energy=says["energy"],
+                    novelty=says["novelty"],
+                    flags=tuple(says["flags"]),
                     cam=cam[row],
                     seconds={"decode": scan.decode_s, "preprocess": scan.preprocess_s, "inference": inference_s},
                 )
@@ -147,14 +154,13 @@ def _body(row: dict[str, Any], headers: dict[str, str]) -> V1Body | V2Body:
 
 def _decode(source: Source, spec: Spec) -> Decoded:
     if isinstance(source, np.ndarray):
-        depth, height, width = source.shape
-        return Decoded(Prepared(source, ((0, depth), (0, height), (0, width)), {}, ()), None, 0.0, 0.0)
+        return decode.ready(source)
     if isinstance(source, Scan):
         return decode.prepared(source, spec, draw=False)
     with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:
         path = Path(folder, f"scan{decode.suffix(source[: decode.HEAD_BYTES])}")
         path.write_bytes(source)
-        return decode.read(path, spec, draw=False)
+        return Decoding(path, spec, draw=False).run()
 
 
 def _refuse(error: Exception, context: Any, index: int) -> bytes:

@@ -4,6 +4,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from covidnet.data.preprocess import Spec, prepare
 from covidnet.data.scan import Scan
 from covidnet.data.sources import read_scan
 from serving import decode
+from serving.decode import Decoding
 from serving.errors import UnknownFormat, Unreadable
 
 SPEC = Spec(size=(16, 64, 64))
@@ -30,7 +32,7 @@ class Instead:
 
 
 def test_a_file_is_decoded_and_prepared_as_in_this_process(nifti: Path) -> None:
-    decoded = decode.read(nifti, SPEC, draw=False)
+    decoded = Decoding(nifti, SPEC, draw=False).run()
     here = prepare(read_scan(nifti), SPEC)
     assert np.array_equal(decoded.prepared.volume, here.volume)
     assert decoded.prepared.box == here.box
@@ -39,24 +41,52 @@ def test_a_file_is_decoded_and_prepared_as_in_this_process(nifti: Path) -> None:
 
 def test_a_picture_has_half_the_side_of_large_slices_and_the_mean_of_each_block() -> None:
     voxels = np.full((8, 512, 512), -1000, np.int16)
-    voxels[:, ::2] = 400  # every block of 2 x 2 has two of each: the middle of the window
+    voxels[:, ::2] = 400  # every block of 2 x 2 has two of each
+    picture = decode.prepared(Scan(voxels, (5.0, 0.7, 0.7)), Spec((8, 16, 16), crop="none"), draw=True).picture
+    assert picture is not None
+    assert picture.voxels.shape == (8, 256, 256)
+    assert np.unique(picture.voxels).tolist() == [-300]
+    assert picture.spacing_mm == (5.0, 1.4, 1.4)
+    assert picture.box == ((0, 8), (0, 256), (0, 256))
+
+
+def test_a_picture_of_many_slices_is_no_larger_than_a_browser_is_sent() -> None:
+    voxels = np.repeat(np.arange(600, dtype=np.int16), 256 * 256).reshape(600, 256, 256)
     picture = decode.prepared(Scan(voxels, (1.0, 1.0, 1.0)), Spec((8, 16, 16), crop="none"), draw=True).picture
     assert picture is not None
-    assert picture.grey.shape == (8, 256, 256)
-    assert np.unique(picture.grey).tolist() == [128]  # 127.5, rounded to even
-    assert picture.box == ((0, 8), (0, 256), (0, 256))
+    assert picture.voxels.size <= decode.PICTURE_VOXELS
+    assert picture.voxels[:2, 0, 0].tolist() == [1, 4]  # the means of slices 0, 1, 2 and 3, 4, 5
+    assert picture.spacing_mm == (3.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crashing_decoder_is_an_unreadable_scan(nifti: Path, number: int) -> None:
     with pytest.raises(Unreadable, match="crashed"):
-        decode.read(nifti, Instead(signal.raise_signal, number), draw=False)  # type: ignore[arg-type]
+        Decoding(nifti, Instead(signal.raise_signal, number), draw=False).run()  # type: ignore[arg-type]
 
 
 def test_a_hanging_decoder_is_ended(nifti: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "DEADLINE_S", 0.5)
     with pytest.raises(Unreadable, match=r"longer than 0\.5 s"):
-        decode.read(nifti, Instead(time.sleep, 600), draw=False)  # type: ignore[arg-type]
+        Decoding(nifti, Instead(time.sleep, 600), draw=False).run()  # type: ignore[arg-type]
+
+
+def test_a_decoding_that_nobody_waits_for_is_ended(nifti: Path) -> None:
+    decoding = Decoding(nifti, Instead(time.sleep, 600), draw=False)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(decoding.run)
+        time.sleep(0.5)
+        decoding.stop()
+        with pytest.raises(Unreadable):
+            result.result(timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max", 6 * 2**30), (str(2**40), 6 * 2**30), (str(4 * 2**30), 3 * 2**29), ("1000", 2**30)]
+)
+def test_decoders_share_what_a_container_may_use(tmp_path: Path, limit: str, expected: int) -> None:
+    (tmp_path / "memory.max").write_text(limit)
+    assert decode.memory_limit(tmp_path / "memory.max") == expected
 
 
 def test_a_damaged_file_is_unreadable_and_its_content_is_not_quoted(tmp_path: Path, nifti: Path) -> None:
@@ -64,7 +94,7 @@ def test_a_damaged_file_is_unreadable_and_its_content_is_not_quoted(tmp_path: Pa
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(Unreadable) as refused:
-        decode.read(path, SPEC, draw=False)
+        Decoding(path, SPEC, draw=False).run()
     assert str(tmp_path) not in str(refused.value)
 
 
@@ -77,7 +107,7 @@ def test_a_zip_may_not_have_a_header_that_names_a_file_of_the_server(tmp_path: P
     with zipfile.ZipFile(folder / "scan.zip", "w") as archive:
         archive.writestr("scan.mhd", header)
     with pytest.raises(Unreadable, match="MetaImage"):
-        decode.read(folder / "scan.zip", SPEC, draw=False)
+        Decoding(folder / "scan.zip", SPEC, draw=False).run()
 
 
 @pytest.mark.parametrize(

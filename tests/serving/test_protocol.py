@@ -10,8 +10,9 @@ from kserve import InferInput, InferRequest
 
 from covidnet.data.scan import Scan
 from serving import protocol
+from serving.answers import Answer, answer_v1, answer_v2
 from serving.errors import Invalid
-from serving.protocol import Answer, Request
+from serving.protocol import Request
 
 SIZE = (2, 3, 4)
 VOLUME = np.arange(24, dtype=np.uint8).reshape(SIZE)
@@ -173,9 +174,9 @@ def test_the_answers_of_both_protocols_say_the_same() -> None:
     answer = Answer(
         "b", {"a": 0.25, "b": 0.75}, -1.5, 0.5, ("odd",), np.ones((2, 1, 1, 1), np.float32), {"inference": 0.002}
     )
-    v1 = protocol.answer_v1([answer], "v", cam=True)["predictions"][0]
+    v1 = answer_v1([answer], "v", explain=True)["predictions"][0]
     request = Request((VOLUME,), "7", protocol.OUTPUTS)
-    response = protocol.answer_v2([answer], request, "covidnet", "v").to_rest()[0]
+    response = answer_v2([answer], request, "covidnet", "v").to_rest()[0]
     rows = {output["name"]: output["data"] for output in response["outputs"]}
     assert v1["probabilities"] == {"a": 0.25, "b": 0.75}
     assert rows["probabilities"] == [0.25, 0.75]

@@ -97,13 +97,13 @@ def infer(server: "Server", batch: np.ndarray) -> None:
 def test_the_server_flags_inverted_scans_and_still_does_after_a_restart(
     start: Callable[..., "Server"], tmp_path: Path
 ) -> None:
-    server = start(tmp_path)
+    server = start(state=tmp_path)
     infer(server, volumes(100, seed=5))
     assert 0 < server.metric("covidnet_drift_ratio", feature="volume_mean") < 1
     infer(server, 255 - volumes(100, seed=6))
     assert server.metric("covidnet_drift_ratio", feature="volume_mean") > 1
     assert server.metric("covidnet_drift_alarms_total", feature="volume_mean") == 1
     server.stop()
-    again = start(tmp_path)
+    again = start(state=tmp_path)
     assert again.metric("covidnet_drift_window_scans") == drift.WINDOW
     assert again.metric("covidnet_drift_ratio", feature="volume_mean") > 1

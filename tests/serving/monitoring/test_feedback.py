@@ -65,7 +65,7 @@ def test_what_feedback_is_answered(server: "Server") -> None:
 
 
 def test_nothing_acknowledged_is_lost_when_the_server_is_killed(start: Callable[..., "Server"], tmp_path: Path) -> None:
-    server = start(tmp_path)
+    server = start(state=tmp_path)
     acknowledged = []
     for seed in range(10):
         request_id, labels = predict(server, seed=seed)
@@ -73,7 +73,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(start: Callable[
             acknowledged.append(request_id)
     server.process.kill()
     server.process.wait()
-    again = start(tmp_path)
+    again = start(state=tmp_path)
     assert len(acknowledged) == 10
     assert again.metric("covidnet_live_scans") == 10
     assert all(tell(again, request_id, "CP").status_code in (200, 409) for request_id in acknowledged)
