@@ -312,6 +312,7 @@ def serve(
     behind_gateway: Annotated[
         bool, typer.Option("--behind-gateway", help="A gateway in front has tokens, TLS and limits per client.")
     ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Run the network on a CUDA GPU.")] = False,
 ) -> None:
     """Serve a bundle on this machine: page, REST and gRPC, model name `covidnet`."""
     from covidnet.errors import UsageError
@@ -322,7 +323,7 @@ def serve(
         raise UsageError(
             f"covidnet serve needs {error.name}: run it in the repository after `pip install -e '.[serving]'`"
         ) from None
-    run(bundle, host, http_port, grpc_port, tokens, tls_cert, tls_key, behind_gateway)
+    run(bundle, host, http_port, grpc_port, tokens, tls_cert, tls_key, behind_gateway, gpu)
 
 
 @app.command(epilog=_example("covidnet doctor", "covidnet doctor --json"))

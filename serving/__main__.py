@@ -17,6 +17,7 @@ def serve(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     behind_gateway: bool = False,
+    gpu: bool = False,
 ) -> None:
     """Serve a bundle as the model `covidnet` until SIGTERM or Ctrl-C; arguments as in `serving.server.Options`.
 
@@ -32,7 +33,7 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key: expected both or none")
     tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
-    asyncio.run(run(Options(bundle, host, http_port, grpc_port, tokens, tls, behind_gateway)))
+    asyncio.run(run(Options(bundle, host, http_port, grpc_port, tokens, tls, behind_gateway, gpu)))
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -50,10 +51,11 @@ def main(
     behind_gateway: Annotated[
         bool, typer.Option("--behind-gateway", help="A gateway in front has tokens, TLS and limits per client.")
     ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Run the network on a CUDA GPU.")] = False,
 ) -> None:
     """Serve a bundle over REST and gRPC, with a page at `/`. Research software: no output is a diagnosis."""
     try:
-        serve(bundle, host, http_port, grpc_port, tokens, tls_cert, tls_key, behind_gateway)
+        serve(bundle, host, http_port, grpc_port, tokens, tls_cert, tls_key, behind_gateway, gpu)
     except CovidnetError as error:
         typer.echo(f"covidnet: {error}", err=True)
         raise typer.Exit(error.exit_code) from None

@@ -44,6 +44,7 @@ class Options:
         tokens: file of the clients' names and the hashes of their tokens; without it everyone may ask.
         tls: certificate for both ports.
         behind_gateway: a gateway has tokens, TLS and limits per client; the server may then listen anywhere without.
+        gpu: run the network on a CUDA GPU.
     """
 
     bundle: str
@@ -53,6 +54,7 @@ class Options:
     tokens: Path | None = None
     tls: Tls | None = None
     behind_gateway: bool = False
+    gpu: bool = False
 
 
 async def run(options: Options) -> None:
@@ -77,7 +79,7 @@ async def run(options: Options) -> None:
     _check_tls(options.tls)
     with tempfile.TemporaryDirectory(prefix="covidnet-bundle-") as folder:
         bundle = Bundle.load(storage.fetch(options.bundle, Path(folder)))
-        network = engine.load(bundle)
+        network = engine.load(bundle, "gpu" if options.gpu else "cpu")
         predictor = Predictor(bundle, network)
         predictor.load()
         await _serve(options, predictor, clients, stop)

@@ -61,7 +61,8 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     finally:
         process.terminate()
         process.wait(60)
-        shutil.rmtree(root, ignore_errors=True)  # gigabytes, which pytest would keep
+        subprocess.run(["umount", "--lazy", root / "exec" / "netns" / "default"], check=False, capture_output=True)
+        shutil.rmtree(root)  # gigabytes, which pytest would keep
 
 
 @pytest.fixture(scope="module")
