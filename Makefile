@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test fast lint wheel bench image clean
+.PHONY: monitor demo test fast lint wheel bench image clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -34,6 +34,9 @@ image: .venv/.ready           ## images of the stages and of the endpoint, for K
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f serving/Containerfile -t covidnet3d-serving:$(TAG) .
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f components/Containerfile -t covidnet3d-stages:$(TAG) .
 	$(DOCKER) image inspect -f '{{index .RepoTags 0}} {{.Size}} bytes' covidnet3d-serving:$(TAG) covidnet3d-stages:$(TAG)
+
+monitor: .venv/.ready         ## the demo's endpoint under load, with Prometheus and Alertmanager
+	$(BIN)/python -m serving.monitoring.local --bundle results/export/bundle
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -91,6 +91,16 @@ class Observer:
         await asyncio.to_thread(self._measure)
         return True
 
+    @property
+    def drift_ratios(self) -> Mapping[str, float]:
+        """Distance of the last scans to the training data over its limit, by feature; empty where it can't be told."""
+        return {} if self._drift is None else self._drift.ratios
+
+    @property
+    def drift_scans(self) -> int:
+        """Scans that drift is judged by."""
+        return 0 if self._drift is None else self._drift.scans
+
     def close(self) -> None:
         """Write what waits."""
         self._store.close()

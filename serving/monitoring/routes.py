@@ -1,13 +1,17 @@
 """``POST /v1/feedback`` takes the truth about an answered scan; ``GET /status`` shows how the server and its model fare."""
 
+import asyncio
+
 import orjson
 from fastapi import FastAPI, Request, Response
 
 from serving import metrics
 from serving.errors import Invalid, TooLarge
+from serving.monitoring import status
 from serving.monitoring.observer import Observer
 
 MAX_FEEDBACK_BYTES = 1024
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
 MAX_ID_LETTERS = 64
 
 
@@ -26,6 +30,21 @@ def add_routes(app: FastAPI, observer: Observer) -> None:
         content = {"request_id": request_id, "label": label}
         return Response(orjson.dumps(content), 201 if new else 200, media_type="application/json")
 
+    history = status.History()
+
+    async def sample() -> None:
+        while True:
+            history.sample()
+            await asyncio.sleep(status.SAMPLE_S)
+
+    sampling = asyncio.ensure_future(sample())
+
+    async def page() -> Response:
+        content = status.render(observer, history)
+        return Response(content, headers={"content-security-policy": POLICY}, media_type="text/html; charset=utf-8")
+
+    app.state.sampling = sampling  # the loop keeps no task alive that nobody holds
+    app.add_api_route("/status", page, methods=["GET"], response_model=None)
     app.add_api_route("/v1/feedback", feedback, methods=["POST"], response_model=None)
 
 
