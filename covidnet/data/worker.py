@@ -100,10 +100,6 @@ def load(index: int, ref: ScanRef, config: Config, spec: Spec) -> Ingested:
         return _load(index, ref, config, spec)
     except (ScanError, UsageError) as error:  # a UsageError here: the path went away since it was listed
         return Ingested(str(error))
-    except MemoryError:  # `_outcome` knows it
-        raise
-    except Exception as error:  # whatever a decoder thinks of: this scan is lost, the others are not
-        return Ingested(f"can't be read ({type(error).__name__}); the file is damaged or of a kind not known here")
 
 
 def _load(index: int, ref: ScanRef, config: Config, spec: Spec) -> Ingested:

@@ -61,9 +61,10 @@ def predict(
         engine: see `covidnet.inference.engine.load`.
 
     Yields:
-        per scan ``path``, what `interpret` says, ``seconds`` of ``decode``, ``preprocess`` and ``inference``, the
-        version of the ``bundle``, and where asked for ``overlays`` (format to file) and ``overlay`` (the PNG), or
-        ``explain_error`` where the scan has no map in such a format. A scan that can't be read: ``path`` and ``error``.
+        per scan its number ``scan`` among ``paths`` (from 1; a path may carry a patient's name), what `interpret` says,
+        ``seconds`` of ``decode``, ``preprocess`` and ``inference``, the version of the ``bundle``, and where asked for
+        ``overlays`` (format to file) and ``overlay`` (the PNG), or ``explain_error`` where the scan has no map in such a
+        format. A scan that can't be read: ``scan`` and ``error``.
 
     Raises:
         CovidnetError: the bundle is damaged, or the engine refuses it.
@@ -81,13 +82,13 @@ def predict(
             try:
                 decoded = future.result()
             except (CovidnetError, OSError) as error:
-                yield {"path": str(path), "error": _message(error)}
+                yield {"scan": ordinal, "error": _message(error)}
                 continue
             started = time.perf_counter()
             outputs = network.run(decoded.prepared.volume[None, None])  # (1, 1, D, H, W)
             seconds = {**decoded.seconds, "inference": time.perf_counter() - started}
             result = {
-                "path": str(path),
+                "scan": ordinal,
                 **interpret(outputs.logits[0], outputs.probabilities[0], decoded.prepared, opened),
                 "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
                 "bundle": opened.version,

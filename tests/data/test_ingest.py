@@ -145,7 +145,7 @@ def test_too_few_patients_for_the_splits_is_named(folders, tmp_path):
     ("break_it", "message"),
     [
         (lambda root: shutil.rmtree(root / "CP"), "CP"),
-        (lambda root: (root / "Other").mkdir() or volume(root / "Other" / "x.nii.gz"), "Other"),
+        (lambda root: (root / "Other").mkdir() or volume(root / "Other" / "x.nii.gz"), "1 folder"),
         (lambda root: [file.unlink() for file in (root / "CP").iterdir()], "CP"),
     ],
     ids=["missing class", "class that is not configured", "empty class"],

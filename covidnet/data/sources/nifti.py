@@ -1,5 +1,6 @@
 """NIfTI, and NRRD and MetaImage through SimpleITK, in any orientation and number type."""
 
+import logging
 import os
 import re
 import zlib
@@ -24,6 +25,9 @@ DATA_FILE = re.compile(rb"(?im)^(?:ElementDataFile|data ?file)[ \t]*[=:][ \t]*(\
 AIR_HU = -1024.0
 UNITS_MM = {"meter": 1000.0, "micron": 0.001}
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# what these libraries write to the log quotes file names and header values
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+logging.getLogger("nibabel").setLevel(logging.CRITICAL)
 
 
 def is_volume(path: Path) -> bool:
