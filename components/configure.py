@@ -28,6 +28,7 @@ def configure(
     gate_at_most: str,
     service: str,
     namespace: str,
+    shards: int,
     nodes: int,
     gpus: int,
     gpu_type: str,
@@ -43,6 +44,7 @@ def configure(
         ("registry", str),
         ("data_revision", str),
         ("code", str),
+        ("shards", list),
         ("pod_gpus", int),
         ("job", str),
     ],
@@ -73,6 +75,7 @@ def configure(
         gate_at_most: Figures on the test split to upper bounds, as JSON.
         service: InferenceService; null deploys nothing.
         namespace: Of the service.
+        shards: Pods that share the reading of the raw scans.
         nodes: Above 1, search and training run as TrainJobs.
         gpus: Per node.
         gpu_type: What the nodes offer, e.g. nvidia.com/gpu.
@@ -101,6 +104,7 @@ def configure(
     settings = tasks.choose(params, knobs, overrides, baselines, variants)
     found = {
         **tasks.parts(settings),
+        "shards": tasks.shards(shards),
         **tasks.placement(nodes, gpus, gpu_type, shared="COVIDNET_WORKSPACE" in os.environ),
         **tasks.revisions(settings, data_revision),
     }

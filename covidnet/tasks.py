@@ -65,6 +65,17 @@ def parts(settings: Config) -> dict[str, str]:
     }
 
 
+def shards(count: int) -> list[str]:
+    """``I/N`` of each part of the raw scans.
+
+    Raises:
+        UsageError: a count outside its range.
+    """
+    if not 1 <= count <= 256:
+        raise UsageError(f"expected shards of 1 to 256, found {count}")
+    return [f"{number}/{count}" for number in range(1, count + 1)]
+
+
 def placement(nodes: int, gpus: int, gpu_type: str, *, shared: bool) -> dict[str, Any]:
     """Where training runs: GPUs of its own pod, or a TrainJob, whose pods have them.
 

@@ -29,6 +29,8 @@ DataClaim = Annotated[str | None, typer.Option(help="PersistentVolumeClaim with 
 WorkspaceClaim = Annotated[
     str | None, typer.Option(help="PersistentVolumeClaim for checkpoints, mounted at /workspace; --nodes needs one.")
 ]
+KeySecret = Annotated[str | None, typer.Option(help="Secret whose entry `key` makes the pseudonyms of patients.")]
+Shards = Annotated[int, typer.Option(help="Pods that share the reading of the raw scans.")]
 NodeSelector = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label of the nodes that train.")]
 Toleration = Annotated[list[str] | None, typer.Option(metavar="KEY", help="Taint of those nodes; adds nvidia.com/gpu.")]
 Host = Annotated[str, typer.Option(help="Pipelines API, e.g. https://kubeflow.example/pipeline.")]
@@ -46,11 +48,12 @@ def compile_graph(
     out: Annotated[Path, typer.Option(help="YAML file to write.")] = Path(__file__).parent / "covidnet3d.yaml",
     data_claim: DataClaim = None,
     workspace_claim: WorkspaceClaim = None,
+    key_secret: KeySecret = None,
     node_selector: NodeSelector = None,
     toleration: Toleration = None,
 ) -> None:
     """Write the graph as YAML, to upload in the Kubeflow UI. COVIDNET_IMAGE names the image of the tasks."""
-    covidnet3d.write(_cluster(data_claim, workspace_claim, node_selector, toleration), out)
+    covidnet3d.write(_cluster(data_claim, workspace_claim, key_secret, node_selector, toleration), out)
     print(f"Pipeline: {out}")
 
 
@@ -80,20 +83,26 @@ def submit(
     run_name: Annotated[str | None, typer.Option(help="Default: covidnet3d and the time.")] = None,
     namespace: Namespace = None,
     token: Token = None,
+    shards: Shards = 1,
     nodes: Nodes = 1,
     gpus: Gpus = 0,
     gpu_type: GpuType = "nvidia.com/gpu",
     data_claim: DataClaim = None,
     workspace_claim: WorkspaceClaim = None,
+    key_secret: KeySecret = None,
     node_selector: NodeSelector = None,
     toleration: Toleration = None,
     cached: Annotated[bool, typer.Option(help="Take results of equal inputs from the cache.")] = True,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 1 if it fails.")] = False,
 ) -> None:
     """Start a run on a cluster and print its link."""
-    arguments = {**_arguments(params, overrides), **_placed(nodes, gpus, gpu_type, workspace_claim, data_revision)}
+    arguments = {
+        **_arguments(params, overrides),
+        **_placed(shards, nodes, gpus, gpu_type, workspace_claim),
+        "data_revision": data_revision,
+    }
     server = Server(host, namespace, token)
-    cluster = replace(_cluster(data_claim, workspace_claim, node_selector, toleration), cached=cached)
+    cluster = replace(_cluster(data_claim, workspace_claim, key_secret, node_selector, toleration), cached=cached)
     run_name = run_name or f"covidnet3d {time.strftime('%Y-%m-%d %H:%M:%S')}"
     run_id = server.submit(cluster, arguments, experiment, run_name)
     if wait:
@@ -110,17 +119,22 @@ def schedule(
     experiment: Experiment = "covidnet3d",
     namespace: Namespace = None,
     token: Token = None,
+    shards: Shards = 1,
     nodes: Nodes = 1,
     gpus: Gpus = 0,
     gpu_type: GpuType = "nvidia.com/gpu",
     data_claim: DataClaim = None,
     workspace_claim: WorkspaceClaim = None,
+    key_secret: KeySecret = None,
     node_selector: NodeSelector = None,
     toleration: Toleration = None,
 ) -> None:
     """Look again and again whether the raw scans changed, and retrain when they did."""
-    arguments = {**_arguments(params, overrides), **_placed(nodes, gpus, gpu_type, workspace_claim, "")}
-    server, cluster = Server(host, namespace, token), _cluster(data_claim, workspace_claim, node_selector, toleration)
+    arguments = {**_arguments(params, overrides), **_placed(shards, nodes, gpus, gpu_type, workspace_claim)}
+    server, cluster = (
+        Server(host, namespace, token),
+        _cluster(data_claim, workspace_claim, key_secret, node_selector, toleration),
+    )
     print(f"Schedule {name}: {server.schedule(cluster, arguments, experiment, name, cron)}")
 
 
@@ -132,19 +146,24 @@ def _arguments(params: Path, overrides: list[str] | None) -> dict[str, Any]:
     return {"params": text, "overrides": overrides or [], **models}
 
 
-def _placed(nodes: int, gpus: int, gpu_type: str, workspace_claim: str | None, data_revision: str) -> dict[str, Any]:
+def _placed(shards: int, nodes: int, gpus: int, gpu_type: str, workspace_claim: str | None) -> dict[str, Any]:
+    tasks.shards(shards)
     tasks.placement(nodes, gpus, gpu_type, shared=workspace_claim is not None)
-    return {"nodes": nodes, "gpus": gpus, "gpu_type": gpu_type, "data_revision": data_revision}
+    return {"shards": shards, "nodes": nodes, "gpus": gpus, "gpu_type": gpu_type}
 
 
 def _cluster(
-    data_claim: str | None, workspace_claim: str | None, node_selector: list[str] | None, toleration: list[str] | None
+    data_claim: str | None,
+    workspace_claim: str | None,
+    key_secret: str | None,
+    node_selector: list[str] | None,
+    toleration: list[str] | None,
 ) -> Cluster:
     for label in node_selector or []:
         if not all(label.partition("=")):
             raise UsageError(f"--node-selector {label}: expected KEY=VALUE, e.g. accelerator=a100")
     tolerations = ("nvidia.com/gpu", *(toleration or []))
-    return Cluster(data_claim, workspace_claim, tuple(node_selector or []), tolerations)
+    return Cluster(data_claim, workspace_claim, key_secret, tuple(node_selector or []), tolerations)
 
 
 def main() -> None:

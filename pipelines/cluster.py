@@ -20,6 +20,7 @@ class Cluster:
         data_claim: PersistentVolumeClaim with the raw scans, mounted read-only at `/data`; None for phantoms.
         workspace_claim: PersistentVolumeClaim for work in progress, mounted at `/workspace`: a task that lost its pod
             goes on from its checkpoint, and the pods of a TrainJob share it (then it must be ReadWriteMany).
+        key_secret: Secret whose entry `key` makes the pseudonyms of patients (docs/data.md); None takes the public key.
         node_selector: labels of the nodes that train, ``key=value``.
         tolerations: taints of those nodes, by key.
         cached: take results of equal inputs from the cache.
@@ -28,6 +29,7 @@ class Cluster:
 
     data_claim: str | None = None
     workspace_claim: str | None = None
+    key_secret: str | None = None
     node_selector: tuple[str, ...] = ()
     tolerations: tuple[str, ...] = ("nvidia.com/gpu",)
     cached: bool = True
@@ -47,6 +49,8 @@ class Cluster:
     def ingesting(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         """Decoding, one process per core."""
         self._mount(task)
+        if self.key_secret:
+            kubernetes.use_secret_as_env(task, self.key_secret, {"key": "COVIDNET_PATIENT_KEY"})
         kubernetes.set_timeout(task, 12 * _HOUR_SECONDS)
         task.set_caching_options(self.cached)
         task.set_cpu_request("4").set_cpu_limit("16").set_memory_request("8Gi").set_memory_limit("32Gi")

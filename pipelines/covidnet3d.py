@@ -1,8 +1,9 @@
 """The graph: the stages of `dvc.yaml` as Kubeflow tasks, an audit before training, a gate and a rollout after.
 
-configure -> ingest -> audit -+-> baseline per network ---------+-> evaluate -> gate -> export -+
-                              +-> search -> retrain per variant +                               |
-                                            register, and deploy -> smoke_test -> release  <----+
+configure -> ingest_shard per part -> ingest -> audit
+
+audit -+-> baseline per network ---------+-> evaluate -> gate -> export -+-> register
+       +-> search -> retrain per variant +                               +-> deploy -> smoke_test -> release
 """
 
 import json
@@ -20,6 +21,7 @@ from components.evaluate import evaluate
 from components.export import export
 from components.gate import gate
 from components.ingest import ingest
+from components.ingest_shard import ingest_shard
 from components.register import register
 from components.release import release
 from components.report import report
@@ -49,6 +51,7 @@ def stages(cluster: Cluster) -> BaseComponent:
         registry: str,
         data_revision: str,
         code: str,
+        shards: list[str],
         pod_gpus: int,
         gpu_type: str,
         job: str,
@@ -56,7 +59,10 @@ def stages(cluster: Cluster) -> BaseComponent:
         variants: list[str],
     ) -> None:
         """From raw scans to a served model."""
-        ingested = ingest(params=ingest_params, code=code, data_revision=data_revision)
+        raw = {"params": ingest_params, "code": code, "data_revision": data_revision}
+        with dsl.ParallelFor(shards, name="shards") as number:
+            sharded = cluster.ingesting(ingest_shard(number=number, **raw))
+        ingested = ingest(shards=dsl.Collected(sharded.outputs["shard"]), **raw)
         dataset = cluster.ingesting(ingested).outputs["dataset"]
         audited = cluster.light(audit(dataset=dataset))
         # as inputs, too: the compiler of KFP 2.17 hands a loop no parameter that only a pod's resources ask for
@@ -136,6 +142,7 @@ def build(cluster: Cluster) -> BaseComponent:
         gate_at_most: str = "",
         service: str = "",
         namespace: str = "",
+        shards: int = 1,
         nodes: int = 1,
         gpus: int = 0,
         gpu_type: str = "nvidia.com/gpu",
@@ -162,6 +169,7 @@ def build(cluster: Cluster) -> BaseComponent:
             gate_at_most: The same with upper bounds.
             service: InferenceService that gets the bundle; null deploys nothing.
             namespace: Of the service; that of the run where params says null.
+            shards: Pods that share the reading of the raw scans.
             nodes: Above 1, search and training run as Kubeflow TrainJobs of so many pods.
             gpus: Per node.
             gpu_type: What the nodes offer, e.g. nvidia.com/gpu.
@@ -188,6 +196,7 @@ def build(cluster: Cluster) -> BaseComponent:
                 gate_at_most=gate_at_most,
                 service=service,
                 namespace=namespace,
+                shards=shards,
                 nodes=nodes,
                 gpus=gpus,
                 gpu_type=gpu_type,

@@ -96,3 +96,49 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, source):
     (tmp_path / "file").write_text("")
     with pytest.raises(CovidnetError, match="can't write to"):
         stage(tmp_path / "file" / "out", source)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A folder that outlives the tasks, as a volume does the pods."""
+    monkeypatch.setenv(folder.WORKSPACE, str(tmp_path / "workspace"))
+    return tmp_path / "workspace"
+
+
+def test_a_killed_task_goes_on_in_its_successor(tmp_path, workspace):
+    def killed():
+        with folder.write(tmp_path / "pod-1" / "model", "train", {"a": 1}, {}) as work:
+            (work / "checkpoint").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    with folder.write(tmp_path / "pod-2" / "model", "train", {"a": 1}, {}) as work:
+        assert (work / "checkpoint").read_text() == "half"
+        (work / "checkpoint").rename(work / "weights")
+    assert folder.is_complete(tmp_path / "pod-2" / "model")
+    assert (tmp_path / "pod-2" / "model" / "weights").read_text() == "half"
+    assert not (tmp_path / "pod-1").exists()
+
+
+def test_a_finished_task_hands_over_what_it_kept(tmp_path, workspace):
+    with folder.write(tmp_path / "pod-1" / "model", "train", {"a": 1}, {}) as work:
+        (work / "weights").write_text("whole")
+    with folder.write(tmp_path / "pod-2" / "model", "train", {"a": 1}, {}) as work:
+        assert work is None
+    assert folder.digest(tmp_path / "pod-1" / "model") == folder.digest(tmp_path / "pod-2" / "model")
+    with folder.write(tmp_path / "pod-3" / "model", "train", {"a": 2}, {}) as work:
+        assert work is not None
+        assert not list(work.glob("weights"))
+
+
+def test_the_digest_of_the_code_changes_with_it(tmp_path, monkeypatch):
+    package = tmp_path / "covidnet"
+    package.mkdir()
+    monkeypatch.setattr(folder, "__file__", str(package / "folder.py"))
+    (package / "loop.py").write_text("lr = 1\n")
+    before = folder.code_digest()
+    (package / "loop.pyc").write_text("compiled")
+    assert folder.code_digest() == before
+    (package / "loop.py").write_text("lr = 2\n")
+    assert folder.code_digest() != before

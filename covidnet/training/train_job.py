@@ -173,7 +173,7 @@ def _watch(client: "TrainerClient", job: Job, poll_s: float) -> str:
         if found.status in ("Complete", "Failed"):
             return str(found.status)
         waiting = "" if _started(found) else _reasons(client, job.name)
-        if waiting != told:
+        if waiting and waiting != told:
             print(f"TrainJob {job.name} waits: {waiting}", flush=True)
             told = waiting
         time.sleep(poll_s)

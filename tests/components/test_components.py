@@ -18,6 +18,7 @@ from components import (
     export,
     gate,
     ingest,
+    ingest_shard,
     register,
     release,
     report,
@@ -29,7 +30,21 @@ from covidnet import config, folder
 from covidnet.deploy.findings import Findings
 from covidnet.errors import UsageError
 
-STAGES = [audit, baseline, deploy, evaluate, export, gate, ingest, register, release, retrain, search, smoke_test]
+STAGES = [
+    audit,
+    baseline,
+    deploy,
+    evaluate,
+    export,
+    gate,
+    ingest,
+    ingest_shard,
+    register,
+    release,
+    retrain,
+    search,
+    smoke_test,
+]
 MODULES = [*STAGES, configure, report]
 
 
@@ -81,7 +96,10 @@ def test_a_stage_component_makes_one_use_of_the_stage_of_its_name(module):
     used = [
         node.attr
         for node in ast.walk(tree_of(module))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "stages"
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "stages"
+        and not node.attr.endswith("_of")  # where folders lie
     ]
     assert used == [name_of(module)]
 
@@ -104,6 +122,7 @@ def test_the_body_stands_alone_once_kfp_has_cut_it_out(module):
 
 
 KNOBS = {
+    "shards": 1,
     "nodes": 1,
     "gpus": 0,
     "gpu_type": "nvidia.com/gpu",
@@ -244,6 +263,7 @@ def test_other_classes_pass_through_every_part():
         ({"gate_at_least": "[accuracy]"}, "gate.at_least"),
         ({"service": "Not A Name"}, "deploy.service"),
         ({"nodes": 0}, "expected nodes of 1 to 256"),
+        ({"shards": 0}, "expected shards of 1 to 256"),
         ({"gpus": -1}, "gpus of 0 to 16"),
     ],
 )

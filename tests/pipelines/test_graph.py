@@ -9,7 +9,7 @@ from pipelines import covidnet3d
 from pipelines.cluster import Cluster
 
 # Tasks that a cluster needs beside the stages: they pass an order on, and make no stage's input
-ONLY_HERE = {"configure", "audit", "gate", "report", "register", "deploy", "smoke-test", "release"}
+ONLY_HERE = {"configure", "ingest-shard", "audit", "gate", "report", "register", "deploy", "smoke-test", "release"}
 TRAINING = {"baseline", "search", "retrain"}
 
 
@@ -25,7 +25,7 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory):
-    cluster = Cluster("raw-scans", "work", ("accelerator=a100",), ("nvidia.com/gpu", "training"))
+    cluster = Cluster("raw-scans", "work", "pseudonyms", ("accelerator=a100",), ("nvidia.com/gpu", "training"))
     return compiled(tmp_path_factory.mktemp("compiled") / "placed.yaml", cluster)
 
 
@@ -119,12 +119,12 @@ def test_what_depends_on_the_cluster_never_comes_from_the_cache_and_all_else_doe
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["ingest", "baseline", "search", "retrain", "evaluate", "export"])
+@pytest.mark.parametrize("task", ["ingest-shard", "ingest", "baseline", "search", "retrain", "evaluate", "export"])
 def test_the_cache_goes_by_the_digests_of_code_and_data(plain, task):
     inputs = dag_with(plain[0], task)["tasks"][task]["inputs"]["parameters"]
     assert inputs["code"]["componentInputParameter"].removeprefix("pipelinechannel--") == "code"
-    if task == "ingest":
-        assert inputs["data_revision"] == {"componentInputParameter": "data_revision"}
+    if task.startswith("ingest"):
+        assert inputs["data_revision"]["componentInputParameter"].removeprefix("pipelinechannel--") == "data_revision"
 
 
 def test_the_committed_yaml_is_fresh_and_compiling_is_deterministic(repository, tmp_path):
@@ -203,6 +203,7 @@ def test_claims_are_mounted_where_they_are_used_and_nowhere_else(placed):
     raw, work = {"raw-scans": "/data"}, {"work": "/workspace"}
     assert mounts == {
         "configure": {**raw, **work},
+        "ingest-shard": {**raw, **work},
         "ingest": {**raw, **work},
         **dict.fromkeys([*TRAINING, "evaluate", "export"], work),
     }
@@ -211,11 +212,18 @@ def test_claims_are_mounted_where_they_are_used_and_nowhere_else(placed):
     assert with_work == set(mounts)
 
 
+def test_the_key_of_the_pseudonyms_comes_from_a_secret(placed):
+    secrets = {name: pod["secretAsEnv"] for name, pod in pods_of(placed).items() if "secretAsEnv" in pod}
+    assert set(secrets) == {"ingest-shard", "ingest"}
+    (secret,) = secrets["ingest"]
+    assert secret["keyToEnv"] == [{"envVar": "COVIDNET_PATIENT_KEY", "secretKey": "key"}]
+
+
 def test_a_lost_pod_is_tried_again_where_it_may_go_on(plain):
     groups = [plain[0]["root"], *plain[0]["components"].values()]
     tasks = {name: t for group in groups for name, t in group.get("dag", {}).get("tasks", {}).items()}
     retried = {name for name, task in tasks.items() if "retryPolicy" in task}
-    assert retried == {"ingest", *TRAINING, "evaluate", "export"}
+    assert retried == {"ingest-shard", "ingest", *TRAINING, "evaluate", "export"}
     assert all(tasks[name]["retryPolicy"]["maxRetryCount"] == 2 for name in retried)
 
 

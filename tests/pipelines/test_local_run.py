@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -50,13 +52,33 @@ def test_a_failed_task_is_named_and_leaves_no_half_written_folder(repository, tm
     assert list((out / ".workspace").iterdir()) == []
 
 
+def killed_in_search(repository, out, *arguments):
+    """Start a run and kill all of it as soon as it searches; the provenance of its dataset."""
+    command = [sys.executable, "-m", "pipelines", "run", "--out", str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=repository, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and not list((out / ".workspace").glob("search-*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (dataset,) = (out / ".workspace").glob("ingest-????????????????")
+    return folder.provenance(dataset)
+
+
 @pytest.mark.slow
 def test_a_local_run_leaves_what_the_command_line_leaves(repository, tmp_path):
     """Same stages, same bytes: the graph adds an order, an audit and a gate, and changes no result."""
     graph, plain = tmp_path / "graph", tmp_path / "plain"
+    kept = killed_in_search(repository, graph, *OVERRIDES, *OPEN_GATE)
     result = run(repository, graph, *OVERRIDES, *OPEN_GATE)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     assert "Gate passed" in result.stdout
+    assert folder.provenance(graph / "dataset") == kept  # of the run that was killed: nothing was read again
+    assert not (graph / ".workspace").exists()
+    assert not list(graph.glob(".run-*"))
     for verb in VERBS:
         command = [sys.executable, "-m", "covidnet.cli", *verb, *OVERRIDES, "-S", f"results={plain}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
