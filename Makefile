@@ -22,7 +22,7 @@ lint: .venv/.ready            ## style and types
 	$(BIN)/mypy
 
 bench: .venv/.ready           ## side-by-side benchmarks of this machine
-	for name in depthwise engines; do $(BIN)/python -m benchmarks.$$name; done
+	for name in depthwise engines predict; do $(BIN)/python -m benchmarks.$$name; done
 
 # The wheels go in as files, so the build needs neither a network nor an index. In real use BASE is pinned by digest.
 BASE ?= docker.io/library/python:3.11-slim-bookworm

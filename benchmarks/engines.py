@@ -1,100 +1,172 @@
-"""Inference engines on CPU: OpenVINO, ONNX Runtime and torch eager on one exported network, one scan at a time.
+"""Inference engines on CPU on one exported network, one scan at a time, and the distance to the arithmetic floor.
 
-    python -m benchmarks.engines          # all cores
-    python -m benchmarks.engines 1        # one thread: what to run on a busy machine, where threads wait for each other
+    python -m benchmarks.engines                                  # S and L at three sizes, all cores: about 25 minutes
+    python -m benchmarks.engines --sizes 16x64x64 --no-compile    # 2 minutes
+    python -m benchmarks.engines --threads 1                      # on a busy machine, where threads wait for each other
 
-The network is of the paper's S space with 5x5x5 kernels and expansion 4 throughout. Torch runs in `channels_last_3d`,
-its fastest layout. The engines take turns, so that a busy moment of the machine hits all of them alike.
+Networks of the paper's two spaces with 5x5x5 kernels and expansion 4 throughout. The engines take turns, so that a busy
+moment of the machine hits all of them alike. Torch runs in `channels_last_3d`, its fastest layout, eager and compiled. The
+default is what `covidnet predict` takes. The floor is the network's arithmetic at the speed of a large matrix product.
 """
 
+import argparse
+import json
 import os
-import platform
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
+from benchmarks.machine import facts
 from covidnet.export.onnx import export
 from covidnet.inference.engine import open_model
 from covidnet.models.blocks import Classifier, ScaleInput
+from covidnet.models.cost import count
 from covidnet.models.covidnet3d import SPACES, Genotype, build
 from covidnet.models.saved import Size
 
-SIZES: tuple[Size, ...] = ((16, 64, 64), (32, 128, 128))
+SIZES = ("16x64x64", "32x128x128", "40x256x256")
 OPERATION = "5x5_MBConv4"
-BUDGET_S = 6.0  # per size
+DEFAULT = "OpenVINO"
+COLUMNS = (DEFAULT, "ONNX Runtime", "ONNX Runtime, planes", "torch eager", "torch compiled")
+ROUNDS = 9  # at least; the first two warm up
 Run = Callable[[np.ndarray], object]
 
 
 def main() -> None:
-    """Print the table."""
-    cores = len(os.sched_getaffinity(0))
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else cores
-    torch.set_num_threads(threads)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "onnxruntime-gpu", "torch"))
-    print(f"{cpu()}, {threads} of {cores} cores, load {os.getloadavg()[0]:.1f}; {packages}")
-    print(f"S space, {OPERATION} throughout, one scan, float32; median ms, and how many times OpenVINO's\n")
-    print(f"{'input':>12} | {'OpenVINO':>10} | {'ONNX Runtime':>20} | {'torch eager':>20} | runs")
-    for size in SIZES:
-        times = times_ms(size, threads)
-        fastest, *others = (median(values) for values in times.values())
-        cells = " | ".join(f"{other:11.1f} {other / fastest:7.1f}x" for other in others)
-        name = "x".join(map(str, size))
-        print(f"{name:>12} | {fastest:10.1f} | {cells} | {len(times['openvino'])}", flush=True)
+    """Print the table, and keep it in `benchmarks/results/engines.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(SIZES), help="DxHxW, comma-separated")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=20.0, help="per network and size")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave torch.compile out: it takes minutes to compile"
+    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found: dict[str, Any] = {
+        **facts(),
+        "threads": options.threads,
+        "load": round(os.getloadavg()[0], 2),
+        "peak_gflops": round(peak_flops() / 1e9, 1),
+        "rows": [],
+    }
+    columns = COLUMNS[:-1] if options.no_compile else COLUMNS
+    print(f"{found['machine']}, {options.threads} threads, load {found['load']}, peak {found['peak_gflops']} GFLOP/s")
+    print(f"{OPERATION} throughout, one scan, float32, median ms\n")
+    print(f"{'':>16} | {'floor':>6} | " + " | ".join(f"{name:>20}" for name in columns))
+    for size in (parse(text) for text in options.sizes.split(",")):
+        for variant in SPACES:
+            row = measure(variant, size, options.threads, options.seconds, columns, found["peak_gflops"])
+            found["rows"].append(row)
+            cells = " | ".join(f"{row['ms'][name]:20.2f}" for name in columns)
+            print(f"{variant} {row['size']:>14} | {row['floor_ms']:6.2f} | {cells}", flush=True)
+    print_ratios(found["rows"], columns)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def times_ms(size: Size, threads: int) -> dict[str, list[float]]:
-    """Times of one scan by engine."""
-    blocks = tuple((OPERATION,) * count for count in SPACES["S"].blocks)
-    model = build(Genotype("S", ("NCP", "CP", "Normal"), 1, size, blocks)).eval()
+def print_ratios(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """What is aimed at: the default within 1.1 of the best, and for S 7 times plain ONNX Runtime and twice torch eager."""
+    print(f"\n{'':>16} | {'default / best':>14} | " + " | ".join(f"{name + ' / default':>30}" for name in columns[1:]))
+    for row in rows:
+        default = row["ms"][DEFAULT]
+        row["ratios"] = {name: round(row["ms"][name] / default, 2) for name in columns[1:]}
+        row["default_to_best"] = round(default / min(row["ms"].values()), 3)
+        row["default_to_floor"] = round(default / row["floor_ms"], 2)
+        cells = " | ".join(f"{ratio:29.1f}x" for ratio in row["ratios"].values())
+        print(f"{row['network']} {row['size']:>14} | {row['default_to_best']:14.2f} | {cells}")
+
+
+def measure(
+    variant: str, size: Size, threads: int, seconds: float, columns: Sequence[str], peak_gflops: float
+) -> dict[str, Any]:
+    """Median milliseconds of one scan by engine, each on the same weights."""
+    blocks = tuple((OPERATION,) * blocks for blocks in SPACES[variant].blocks)
+    model = build(Genotype(variant, ("NCP", "CP", "Normal"), 1, size, blocks)).eval()
     scan = np.random.default_rng(0).integers(0, 256, (1, 1, *size), dtype=np.uint8)
+    macs = count(model, size, 1).macs
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(model, path, size=size, channels=1, temperature=1.0, metadata={})
         runs: dict[str, Run] = {
-            "openvino": open_model(path, "cpu", "openvino", threads).run,
-            "onnxruntime": open_model(path, "cpu", "onnxruntime", threads).run,
-            "torch": eager(model),
+            DEFAULT: open_model(path, "cpu", "openvino", threads).run,
+            "ONNX Runtime": plain(path, threads),
+            "ONNX Runtime, planes": open_model(path, "cpu", "onnxruntime", threads).run,
+            "torch eager": in_torch(model, compiled=False),
         }
-        return measure(runs, scan)
+        if "torch compiled" in columns:
+            runs["torch compiled"] = in_torch(model, compiled=True)
+        times = take_turns(runs, scan, seconds)
+    return {
+        "network": variant,
+        "size": "x".join(map(str, size)),
+        "gmacs": round(macs / 1e9, 3),
+        "floor_ms": round(2 * macs / peak_gflops / 1e6, 3),
+        "ms": {name: round(float(np.median(values)), 3) for name, values in times.items()},
+        "runs": min(map(len, times.values())),
+    }
 
 
-def eager(model: Classifier) -> Run:
+def plain(path: Path, threads: int) -> Run:
+    """ONNX Runtime on the file as it is: the obvious choice."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(None, {"volume": batch})
+
+
+def in_torch(model: Classifier, *, compiled: bool) -> Run:
     """The network in torch, from the same uint8 scan to the same outputs."""
     scale = ScaleInput(1)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    explain = torch.compile(model.explain) if compiled else model.explain
 
     def run(batch: np.ndarray) -> object:
         with torch.inference_mode():
             volume = scale(torch.from_numpy(batch)).contiguous(memory_format=torch.channels_last_3d)
-            return model.explain(volume)
+            return explain(volume)
 
     return run
 
 
-def measure(runs: dict[str, Run], scan: np.ndarray) -> dict[str, list[float]]:
-    """Take turns until the budget is spent, at least 7 times; the first two rounds warm up."""
+def take_turns(runs: dict[str, Run], scan: np.ndarray, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of each run, until the time is spent and at least `ROUNDS` rounds are done."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < BUDGET_S or len(times["torch"]) < 9:
+    rounds, begun = 0, time.perf_counter()
+    while rounds < ROUNDS or time.perf_counter() - begun < seconds:
         for name, run in runs.items():
             started = time.perf_counter()
             run(scan)
             times[name].append((time.perf_counter() - started) * 1e3)
+        if rounds == 1:  # compiling and warming up don't count
+            begun = time.perf_counter()
+        rounds += 1
     return {name: values[2:] for name, values in times.items()}
 
 
-def cpu() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def peak_flops() -> float:
+    """Floating-point operations per second of a float32 matrix product that fits the caches: what the machine can do."""
+    side = 1536
+    a = torch.rand(side, side)
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best
+
+
+def parse(text: str) -> Size:
+    """``DxHxW``."""
+    depth, height, width = (int(side) for side in text.split("x"))
+    return depth, height, width
 
 
 if __name__ == "__main__":

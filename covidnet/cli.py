@@ -5,12 +5,13 @@ Every heavy import sits inside its verb, so that `covidnet --help` answers at on
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from covidnet.errors import CovidnetError
+from covidnet.errors import CovidnetError, UsageError
 from covidnet.export.verbs import app as bundle_app
 
 app = typer.Typer(
@@ -130,7 +131,6 @@ def audit(
 ) -> None:
     """Look for leaks: patients in two splits, a split inside another, duplicate scans, empty classes. Exit 1 on a leak."""
     from covidnet.data.audit import audit_packed, audit_splits
-    from covidnet.errors import UsageError
 
     if splits:
         named = [path / file if not file.is_absolute() and (path / file).exists() else file for file in files or []]
@@ -268,25 +268,56 @@ def export(
         "covidnet predict scan.nii.gz --bundle results/export/bundle",
         "covidnet predict series/ more/*.nii.gz --bundle results/export/bundle --explain overlays/",
         "covidnet predict series/ --bundle B --explain overlays/ --explain-format gif,nifti,dicom-seg",
+        "covidnet predict --list scans.txt --bundle B --out answers.parquet --shard 1/4",
     )
 )
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Scans: DICOM series folders, NIfTI files, folders of slices.")],
     bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Scans: DICOM series folders, NIfTI files, folders of slices, prepared volumes (.npy)."),
+    ] = None,
+    listed: Annotated[Path | None, typer.Option("--list", help="File with one scan per line; - for stdin.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep the answers: .jsonl, .csv or .parquet. The same command goes on where it was stopped."),
+    ] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Take every N-th scan from the I-th on.")] = "1/1",
     explain: Annotated[Path | None, typer.Option(help="Folder for class activation maps.")] = None,
     explain_format: Annotated[
         str, typer.Option(help="Comma-separated: png (montage), gif (sweep), nifti, dicom-sc, dicom-seg.")
     ] = "png",
+    device: Annotated[str, typer.Option(help="auto (cpu), cpu or gpu.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, openvino, onnxruntime or tensorrt.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, or one that the bundle accepted.")] = "float32",
+    threads: Annotated[int, typer.Option(help="CPU threads of the network; 0: all that this process may use.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="The output is JSON either way: one line per scan, or one list.")
     ] = False,
 ) -> None:
     """Classify scans: one JSON line each. Exit 1 if any couldn't be read."""
+    if not (paths or listed):
+        raise UsageError("covidnet predict: expected scans, or --list with a file that names them")
+    number, count = _shard(shard)
+    scans = [*(paths or []), *_listed(listed)][number - 1 :: count]
     from covidnet.inference.predict import predict as run
 
+    def answers(chosen: Sequence[Path], ordinals: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        settings: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "threads": threads}
+        return run(chosen, bundle, explain, formats=explain_format.split(","), ordinals=ordinals, **settings)
+
+    if out is not None:
+        from covidnet.export.bundle import Bundle
+        from covidnet.inference.many import classify
+
+        counts = classify(scans, out, Bundle.load(bundle).version, answers)
+        _say(counts, out, as_json)
+        if counts["failed"]:
+            raise typer.Exit(1)
+        return
     results = []
     failed = False
-    for result in run(paths, bundle, explain, formats=explain_format.split(",")):
+    for result in answers(scans):
         failed = failed or "error" in result or "explain_error" in result
         if as_json:
             results.append(result)
@@ -296,6 +327,82 @@ def predict(
         print(json.dumps(results))
     if failed:
         raise typer.Exit(1)
+
+
+def _listed(path: Path | None) -> list[Path]:
+    """The scans that a file names, one per line."""
+    if path is None:
+        return []
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    except OSError as error:
+        raise UsageError(f"--list {path}: {error.strerror}") from None
+    return [Path(line) for line in text.splitlines() if line.strip()]
+
+
+@app.command(
+    epilog=_example(
+        "covidnet bench --bundle results/export/bundle --out bench/",
+        "covidnet bench --bundle B --scan series/ --batches 1,8 --threads 1,2",
+    )
+)
+def bench(
+    bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")],
+    scan: Annotated[
+        Path | None, typer.Option(help="Scan to decode; default: a synthetic one of 64 x 256 x 256 voxels.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    batches: Annotated[str, typer.Option(help="Scans per run, comma-separated.")] = "1,4",
+    threads: Annotated[str, typer.Option(help="CPU threads, comma-separated; 0: all that this process may use.")] = "0",
+    seconds: Annotated[float, typer.Option(min=0, help="Running time per row of the table.")] = 3.0,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle on this machine: latency, throughput and memory per engine, precision, batch and threads.
+
+    What it finds is what `auto` goes by afterwards.
+    """
+    from covidnet.inference import bench as module
+
+    numbers = {name: _numbers(text, name) for name, text in (("--batches", batches), ("--threads", threads))}
+    found = module.bench(
+        bundle,
+        scan,
+        seconds=seconds,
+        batches=numbers["--batches"],
+        threads=numbers["--threads"],
+        device=device,  # type: ignore[arg-type]
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "bench.json").write_text(json.dumps(found, indent=2) + "\n")
+        module.picture(found, out / "bench.png")
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "precision", "batch", "threads", "load ms", "p50 ms", "p99 ms", "scans/s", "peak MiB")
+    for row in found["rows"]:
+        cells = ("engine", "precision", "batch", "threads", "load_ms", "p50_ms", "p99_ms", "scans_per_s", "peak_mib")
+        table.add_row(*(str(row[cell] or "all") if cell == "threads" else str(row[cell]) for cell in cells))
+    console = Console()
+    console.print(
+        f"{found['machine']['processor']}, {found['machine']['cores']} cores, load {found['machine']['load']}"
+    )
+    console.print(table)
+    total = sum(found["phases"].values())
+    shares = (f"{name} {value * 1e3:.0f} ms ({value / total:.0%})" for name, value in found["phases"].items())
+    console.print(f"One scan, file to answer: {', '.join(shares)}")
+    if out is not None:
+        console.print(f"Results: {out}")
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise UsageError(f"{option} {text}: expected numbers separated by commas, e.g. 1,4")
+    return [int(part) for part in text.split(",")]
 
 
 @app.command(
@@ -315,8 +422,6 @@ def serve(
     gpu: Annotated[bool, typer.Option("--gpu", help="Run the network on a CUDA GPU.")] = False,
 ) -> None:
     """Serve a bundle on this machine: page, REST and gRPC, model name `covidnet`."""
-    from covidnet.errors import UsageError
-
     try:
         from serving.__main__ import serve as run
     except ModuleNotFoundError as error:
@@ -345,8 +450,6 @@ def _serving(verb: str) -> Path:
     """Folder of the package `serving`, which an installation from a wheel doesn't have."""
     from importlib.util import find_spec
 
-    from covidnet.errors import UsageError
-
     spec = find_spec("serving")
     if spec is None or spec.origin is None:
         raise UsageError(f"covidnet {verb} needs the package serving: run it in the repository")
@@ -354,8 +457,6 @@ def _serving(verb: str) -> Path:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    from covidnet.errors import UsageError
-
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, e.g. 1/4")
@@ -363,8 +464,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _size(text: str) -> tuple[int, int, int]:
-    from covidnet.errors import UsageError
-
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
         raise UsageError(f"--input {text}: expected D,H,W, e.g. 16,64,64")

@@ -172,6 +172,9 @@ class Export(Section):
     false_alarm_rate: float = Field(
         0.05, gt=0, lt=0.5, description="share of validation scans the out-of-distribution flag may hit"
     )
+    precisions: tuple[Literal["bfloat16", "float16", "int8"], ...] = Field(
+        (), description="lower precisions to try on validation; the bundle says which lost nothing"
+    )
 
 
 class Gate(Section):

@@ -15,6 +15,7 @@ VERBS = [
     "evaluate",
     "export",
     "predict",
+    "bench",
     "doctor",
 ]
 

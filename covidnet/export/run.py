@@ -11,7 +11,7 @@ from covidnet.config import Config
 from covidnet.data import packed as packed_data
 from covidnet.evaluation import calibration, novelty
 from covidnet.evaluation.metrics import Predictions
-from covidnet.export import bundle, card, onnx, reference
+from covidnet.export import bundle, card, onnx, precision, reference
 from covidnet.models import saved
 
 BATCHES = (1, 2, 5, 8)
@@ -42,6 +42,10 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
     )
     found = onnx.parity(model, model_file, batches(packed), channels=description.channels)
     folder.write_json(work / "parity.json", found)
+    verdicts, int8 = precision.try_precisions(config.export.precisions, model_file, packed, description.classes)
+    extras = {bundle.REFERENCE: reference.build(packed, validation, temperature).to_json()}
+    extras |= {bundle.PRECISION: (json.dumps(verdicts, indent=2) + "\n").encode()} if verdicts else {}
+    extras |= {bundle.INT8: int8} if int8 else {}
     training = json.loads((winner / "metrics.json").read_text())
     facts = _facts(config, packed, evaluated, description, training, temperature)
     target = work / "bundle"
@@ -57,7 +61,7 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
         labels=description.classes,
         calibration=bundle.Calibration(temperature, detector),
         card=card.model_card(facts),
-        extras={bundle.REFERENCE: reference.build(packed, validation, temperature).to_json()},
+        extras=extras,
     )
     model_file.unlink()
     metrics = {
@@ -70,6 +74,7 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
         "temperature": temperature,
         "novelty_threshold": detector.threshold,
     }
+    metrics |= {f"{name}_accepted": int(verdict["accepted"]) for name, verdict in verdicts.items()}
     folder.write_json(work / "metrics.json", metrics)
     return metrics
 

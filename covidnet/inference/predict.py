@@ -3,16 +3,17 @@
     for result in predict([Path("scan.nii.gz")], Path("results/export/bundle")):
         print(result["label"], result["probabilities"], result["flags"])
 
-Nothing here imports torch: a cold start takes well under two seconds.
+Nothing here imports torch: a cold start takes well under two seconds. `covidnet.inference.many` keeps the answers.
 """
 
+import os
 import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ import numpy as np
 from covidnet.data.preprocess import NO_LUNGS, Prepared, Spec, box_to_scan, prepare
 from covidnet.data.scan import Scan
 from covidnet.data.sources import read_scan
-from covidnet.errors import CovidnetError
+from covidnet.errors import CovidnetError, ScanError, UsageError
 from covidnet.evaluation.calibration import energy
 from covidnet.export.bundle import Bundle
 from covidnet.inference import maps
-from covidnet.inference.engine import Device, Name, Outputs, load
+from covidnet.inference.engine import Device, Engine, Name, Outputs, Precision, load
 
 OUT_OF_DISTRIBUTION, NO_LUNGS_FOUND = "out-of-distribution", "no-lungs-found"
-DECODERS = 2  # threads, so scans in memory beside the current one
+# Threads, so scans in memory beside the current one. Decompressing and resampling run outside of Python's lock.
+DECODERS = min(8, max(2, len(os.sched_getaffinity(0))))
+MEASURE_FROM = 100  # scans: fewer are done before the engines would be compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +49,26 @@ def predict(
     explain: Path | None = None,
     *,
     formats: Sequence[str] = ("png",),
+    ordinals: Iterable[int] | None = None,
     device: Device = "auto",
     engine: Name = "auto",
+    precision: Precision = "float32",
+    threads: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Classify scans, one after the other.
+    """Classify scans in their order; several are decoded beside the one that the network works on.
 
     Args:
-        paths: scans as `covidnet.data.sources.read_scan` takes them.
+        paths: scans as `covidnet.data.sources.read_scan` takes them, or prepared volumes: ``.npy`` of uint8 and of the
+            bundle's size, as a row of a packed dataset's `scans.npy` is.
         bundle: folder that `covidnet export` wrote.
         explain: folder for the predicted class's map of each scan, ``<ordinal>_<label>.png`` or of another format. File
             names hold nothing of the scan's own name.
         formats: of `covidnet.inference.maps`.
-        device: see `covidnet.inference.engine.load`.
-        engine: see `covidnet.inference.engine.load`.
+        ordinals: number of each scan in answers and file names; 1, 2, 3 and so on where not given.
+        device: as ``engine``, ``precision`` and ``threads``: see `covidnet.inference.engine.load`.
 
     Yields:
-        per scan its number ``scan`` among ``paths`` (from 1; a path may carry a patient's name), what `interpret` says,
+        per scan its number ``scan`` (of ``ordinals``; a path may carry a patient's name), what `interpret` says,
         ``seconds`` of ``decode``, ``preprocess`` and ``inference``, the version of the ``bundle``, and where asked for
         ``overlays`` (format to file) and ``overlay`` (the PNG), or ``explain_error`` where the scan has no map in such a
         format. A scan that can't be read: ``scan`` and ``error``.
@@ -73,35 +80,35 @@ def predict(
     opened = Bundle.load(Path(bundle))
     spec = Spec.from_dict(opened.preprocess)
     maps.require(formats)
-    network = load(
-        opened, device, engine
-    )  # before the decoders start: importing an engine beside them was seen to hang
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-        decoding = _decode_ahead(pool, map(Path, paths), spec, keep_scan=explain is not None)
-        for ordinal, (path, future) in enumerate(decoding, start=1):
-            try:
-                decoded = future.result()
-            except (CovidnetError, OSError) as error:
-                yield {"scan": ordinal, "error": _message(error)}
-                continue
-            started = time.perf_counter()
-            outputs = network.run(decoded.prepared.volume[None, None])  # (1, 1, D, H, W)
-            seconds = {**decoded.seconds, "inference": time.perf_counter() - started}
-            result = {
-                "scan": ordinal,
-                **interpret(outputs.logits[0], outputs.probabilities[0], decoded.prepared, opened),
-                "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
-                "bundle": opened.version,
-            }
-            if explain is not None:
-                name = f"{ordinal:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', result['label'])}"
-                explained = _explained(path, decoded, outputs, result, opened, spec)
-                try:
-                    result["overlays"] = maps.write(explain, name, formats, explained)
-                    result |= {"overlay": result["overlays"]["png"]} if "png" in formats else {}
-                except CovidnetError as error:
-                    result["explain_error"] = str(error)
-            yield result
+    many = isinstance(paths, Sequence) and len(paths) >= MEASURE_FROM
+    # before the decoders start: importing an engine beside them was seen to hang
+    network = load(opened, device, engine, threads, precision, measure=many)
+    numbers = iter(ordinals) if ordinals is not None else count(1)
+    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+    try:
+        for group in _decode_ahead(pool, map(Path, paths), spec, network.batch, keep_scan=explain is not None):
+            for path, decoded, outputs in _run(network, group):
+                ordinal = next(numbers)
+                if isinstance(decoded, str):
+                    yield {"scan": ordinal, "error": decoded}
+                    continue
+                result = {
+                    "scan": ordinal,
+                    **interpret(outputs.logits[0], outputs.probabilities[0], decoded.prepared, opened),
+                    "seconds": {stage: round(value, 4) for stage, value in decoded.seconds.items()},
+                    "bundle": opened.version,
+                }
+                if explain is not None:
+                    name = f"{ordinal:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', result['label'])}"
+                    explained = _explained(path, decoded, outputs, result, opened, spec)
+                    try:
+                        result["overlays"] = maps.write(explain, name, formats, explained)
+                        result |= {"overlay": result["overlays"]["png"]} if "png" in formats else {}
+                    except CovidnetError as error:
+                        result["explain_error"] = str(error)
+                yield result
+    finally:  # of an interrupted run too: what is being decoded ends, what waits isn't begun
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def interpret(logits: np.ndarray, probabilities: np.ndarray, prepared: Prepared, bundle: Bundle) -> dict[str, Any]:
@@ -130,31 +137,86 @@ def interpret(logits: np.ndarray, probabilities: np.ndarray, prepared: Prepared,
     }
 
 
+_Group = list[tuple[Path, "Future[_Decoded]"]]
+
+
 def _decode_ahead(
-    pool: ThreadPoolExecutor, paths: Iterator[Path], spec: Spec, *, keep_scan: bool
-) -> Iterator[tuple[Path, Future[_Decoded]]]:
-    """Start decoding at once, in order, never more than `DECODERS` scans beside the one handed out."""
+    pool: ThreadPoolExecutor, paths: Iterator[Path], spec: Spec, batch: int, *, keep_scan: bool
+) -> Iterator[_Group]:
+    """Groups of up to ``batch`` scans in their order: the next one, which may still be decoded, and those that are ready.
 
-    def submitted(count: int) -> Iterator[tuple[Path, Future[_Decoded]]]:
-        return ((path, pool.submit(_decode, path, spec, keep_scan)) for path in islice(paths, count))
+    Decoding starts at once; never more than `DECODERS` scans are decoded or wait beside those handed out.
+    """
 
-    waiting = deque(submitted(DECODERS))
+    def submitted(wanted: int) -> Iterator[tuple[Path, Future[_Decoded]]]:
+        return ((path, pool.submit(_decode, path, spec, keep_scan)) for path in islice(paths, wanted))
 
-    def handed_out() -> Iterator[tuple[Path, Future[_Decoded]]]:
+    ahead = DECODERS + batch - 1
+    waiting = deque(submitted(ahead))
+
+    def handed_out() -> Iterator[_Group]:
         while waiting:
-            yield waiting.popleft()
-            waiting.extend(submitted(1))
+            waiting[0][1].exception()  # waits
+            group = [waiting.popleft()]
+            while waiting and len(group) < batch and waiting[0][1].done():
+                group.append(waiting.popleft())
+            waiting.extend(submitted(len(group)))
+            yield group
 
     return handed_out()
 
 
+def _run(network: Engine, group: _Group) -> Iterator[tuple[Path, _Decoded | str, Outputs]]:
+    """One run of the network for the scans of a group that could be read; a message in the place of the others."""
+    decoded: list[_Decoded | str] = []
+    for _, future in group:
+        try:
+            decoded.append(future.result())
+        except (CovidnetError, OSError) as error:
+            decoded.append(_message(error))
+    ready = [item for item in decoded if isinstance(item, _Decoded)]
+    outputs = Outputs(*(np.empty(0, np.float32),) * 3)
+    if ready:
+        started = time.perf_counter()
+        outputs = network.run(np.stack([item.prepared.volume for item in ready])[:, None])  # (B, 1, D, H, W)
+        seconds = (time.perf_counter() - started) / len(ready)
+    row = 0
+    for (path, _), item in zip(group, decoded, strict=True):
+        if isinstance(item, _Decoded):
+            item.seconds["inference"] = seconds
+            part = slice(row, row + 1)
+            yield path, item, Outputs(outputs.logits[part], outputs.probabilities[part], outputs.cam[part])
+            row += 1
+        else:
+            yield path, item, outputs
+
+
 def _decode(path: Path, spec: Spec, keep_scan: bool) -> _Decoded:
     started = time.perf_counter()
+    if path.suffix == ".npy":
+        scan, prepared = _read_prepared(path, spec)
+        return _Decoded(prepared, scan, {"decode": time.perf_counter() - started, "preprocess": 0.0})
     scan = read_scan(path)
     read = time.perf_counter()
     prepared = prepare(scan, spec)
     seconds = {"decode": read - started, "preprocess": time.perf_counter() - read}
     return _Decoded(prepared, scan if keep_scan else None, seconds)
+
+
+def _read_prepared(path: Path, spec: Spec) -> tuple[Scan, Prepared]:
+    """A volume that is prepared already."""
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}; expected a prepared volume of uint8 {spec.size}")
+    try:
+        volume = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise ScanError("the .npy file can't be read; it is damaged, or holds Python objects") from None
+    if not isinstance(volume, np.ndarray) or volume.dtype != np.uint8 or volume.shape != spec.size:
+        found = f"{volume.dtype} {volume.shape}" if isinstance(volume, np.ndarray) else "several arrays"
+        raise ScanError(f"expected a prepared volume of uint8 {spec.size} in the .npy file, found {found}")
+    depth, height, width = spec.size
+    scan = Scan(volume.astype(np.int16), (0.0, 0.0, 0.0), "display", "prepared", "assumed")
+    return scan, Prepared(volume, ((0, depth), (0, height), (0, width)), {}, ())
 
 
 def _explained(

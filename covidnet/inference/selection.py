@@ -62,11 +62,11 @@ def _path(bundle: Bundle, device: Device, precision: Precision, threads: int) ->
     if folder is None:
         return None
     kind = "gpu" if device == "gpu" else "cpu"
-    facts = [bundle.version, kind, precision, threads, len(os.sched_getaffinity(0)), _processor(), _versions()]
+    facts = [bundle.version, kind, precision, threads, len(os.sched_getaffinity(0)), processor(), versions()]
     return folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
         try:
@@ -76,9 +76,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    return next((line for line in lines if line.startswith("model name")), "")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,132 @@
+"""Classify many scans into a file, so that an interrupted run goes on where it stopped and machines share the work.
+
+Answers are appended as JSON lines, one per scan and flushed at once: that file is what a resumed run reads. A table (CSV or
+Parquet) is made from it when all scans are done.
+"""
+
+import csv
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from covidnet.errors import UsageError
+from covidnet.progress import progress
+
+TABLES = (".csv", ".parquet")
+Answers = Callable[[Sequence[Path], Sequence[int]], Iterator[dict[str, Any]]]
+
+
+def classify(paths: Sequence[Path], out: Path, version: str, answers: Answers) -> dict[str, int]:
+    """Answer the scans that ``out`` has no answer for yet.
+
+    Args:
+        paths: scans, in the order of the answers.
+        out: ``.jsonl``, or ``.csv`` or ``.parquet``, whose lines are kept beside it under the ending ``.jsonl``.
+        version: of the bundle.
+        answers: given scans and their ordinals, yields an answer each; see `covidnet.inference.predict.predict`.
+
+    Returns:
+        counts: ``scans``, ``resumed`` (answered by an earlier run), ``failed``.
+
+    Raises:
+        UsageError: another ending, answers of another bundle in the file, or another run is writing to it.
+    """
+    if out.suffix not in (".jsonl", *TABLES):
+        raise UsageError(f"--out {out}: expected a name that ends in .jsonl, .csv or .parquet")
+    if out.suffix == ".parquet":
+        _arrow()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines = out.with_suffix(".jsonl")
+    with _opened(lines) as stream:
+        done = _answered(stream, lines, version)
+        left = [(number, path) for number, path in enumerate(paths, start=1) if str(path) not in done]
+        failed = 0
+        with progress("predict", len(paths), len(paths) - len(left)) as advance:
+            for answer in answers([path for _, path in left], [number for number, _ in left]):
+                stream.write(json.dumps(answer) + "\n")
+                stream.flush()
+                failed += "error" in answer
+                advance(note=f"{failed} failed" if failed else "")
+        if out.suffix in TABLES:
+            stream.seek(0)
+            _write_table([json.loads(line) for line in stream], out)
+    return {"scans": len(paths), "resumed": len(paths) - len(left), "failed": failed}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """The file of lines, for this process alone."""
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"{path}: another run is writing to it; give each run (each shard) its own --out"
+            ) from None
+        yield stream
+
+
+def _answered(stream: IO[str], path: Path, version: str) -> set[str]:
+    """Paths with an answer. What a killed run left torn, and failures, which may pass now, are taken out of the file."""
+    stream.seek(0)
+    kept = {}
+    for line in stream:
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            continue
+        if "error" in answer:
+            continue
+        if answer.get("bundle") != version:
+            raise UsageError(
+                f"{path} has answers of bundle {answer.get('bundle')}, this one is {version}; "
+                "give another --out, or remove the file"
+            )
+        kept[answer["path"]] = line.rstrip("\n")
+    stream.seek(0)
+    stream.truncate()
+    stream.writelines(f"{line}\n" for line in kept.values())
+    stream.flush()
+    return set(kept)
+
+
+def _write_table(answers: Sequence[dict[str, Any]], out: Path) -> None:
+    """One row per scan: a column per class's probability, flags joined by semicolons, seconds by phase."""
+    rows = [_row(answer) for answer in answers]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    partial = out.with_name(f"{out.name}.partial")
+    if out.suffix == ".csv":
+        with partial.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        arrow = _arrow()
+        table = arrow.table({name: [row.get(name) for row in rows] for name in names})
+        arrow.parquet.write_table(table, partial)
+    partial.replace(out)
+
+
+def _row(answer: dict[str, Any]) -> dict[str, Any]:
+    nested = {"probabilities": "probability_{}", "seconds": "{}_s", "overlays": "overlay_{}"}
+    row: dict[str, Any] = {}
+    for name, value in answer.items():
+        if name in nested:
+            row |= {nested[name].format(key): part for key, part in value.items()}
+        elif name == "flags":
+            row[name] = "; ".join(value)
+        elif name != "overlay":  # is among the overlays
+            row[name] = value
+    return row
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UsageError("--out with .parquet needs pyarrow; pip install 'covidnet3d[parquet]', or use .csv") from None
+    return pyarrow

@@ -1,0 +1,163 @@
+"""Many scans into a file: resumed, shared between runs, as lines or as a table."""
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import toy_bundle
+
+from covidnet.errors import UsageError
+from covidnet.export.bundle import Bundle
+from covidnet.inference.many import classify
+
+
+class Answering:
+    """Stands for the network: answers by file name, and can be interrupted."""
+
+    def __init__(self, stop_after: int | None = None, broken: tuple[str, ...] = ()) -> None:
+        self.asked: list[tuple[int, str]] = []
+        self.stop_after, self.broken = stop_after, broken
+
+    def __call__(self, paths: Sequence[Path], ordinals: Sequence[int]) -> Iterator[dict]:
+        for path, ordinal in zip(paths, ordinals, strict=True):
+            if len(self.asked) == self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append((ordinal, path.name))
+            if path.name in self.broken:
+                yield {"path": str(path), "error": "damaged"}
+            else:
+                yield {
+                    "path": str(path),
+                    "label": "NCP",
+                    "probabilities": {"NCP": 0.75, "CP": 0.25},
+                    "flags": ["a", "b"],
+                    "seconds": {"decode": 0.5},
+                    "bundle": "v1",
+                }
+
+
+PATHS = [Path(f"{i}.nii") for i in range(5)]
+
+
+def names(path: Path) -> list[str]:
+    return [json.loads(line)["path"] for line in path.read_text().splitlines()]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        classify(PATHS, out, "v1", Answering(stop_after=2))
+    assert names(out) == ["0.nii", "1.nii"]
+    with out.open("a") as stream:
+        stream.write('{"path": "2.nii", "lab')  # killed while writing
+    second = Answering()
+    assert classify(PATHS, out, "v1", second) == {"scans": 5, "resumed": 2, "failed": 0}
+    assert second.asked == [(3, "2.nii"), (4, "3.nii"), (5, "4.nii")]
+    assert names(out) == [str(path) for path in PATHS]
+    third = Answering()
+    assert classify(PATHS, out, "v1", third)["resumed"] == 5
+    assert third.asked == []
+
+
+def test_failures_are_tried_again(tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    assert classify(PATHS, out, "v1", Answering(broken=("1.nii",)))["failed"] == 1
+    again = Answering()
+    assert classify(PATHS, out, "v1", again) == {"scans": 5, "resumed": 4, "failed": 0}
+    assert again.asked == [(2, "1.nii")]
+    assert sorted(names(out)) == [str(path) for path in PATHS]
+
+
+def test_tables_have_a_row_per_scan_and_a_column_per_figure(tmp_path: Path) -> None:
+    classify(PATHS, tmp_path / "a.csv", "v1", Answering(broken=("4.nii",)))
+    classify(PATHS, tmp_path / "b.parquet", "v1", Answering(broken=("4.nii",)))
+    with (tmp_path / "a.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows[0] == {
+        "path": "0.nii", "label": "NCP", "probability_NCP": "0.75", "probability_CP": "0.25", "flags": "a; b",
+        "decode_s": "0.5", "bundle": "v1", "error": "",
+    }  # fmt: skip
+    assert [row["error"] for row in rows] == ["", "", "", "", "damaged"]
+    table = pyarrow.parquet.read_table(tmp_path / "b.parquet").to_pylist()
+    assert [row["path"] for row in table] == [str(path) for path in PATHS]
+    assert table[0]["probability_NCP"] == 0.75
+    assert table[4]["label"] is None
+
+
+def test_answers_of_two_bundles_are_not_mixed(tmp_path: Path) -> None:
+    classify(PATHS, tmp_path / "a.jsonl", "v1", Answering())
+    before = (tmp_path / "a.jsonl").read_text()
+    with pytest.raises(UsageError, match="has answers of bundle v1, this one is v2"):
+        classify(PATHS, tmp_path / "a.jsonl", "v2", Answering())
+    assert (tmp_path / "a.jsonl").read_text() == before
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another run is writing to it"):
+            classify(PATHS, tmp_path / "a.csv", "v1", Answering())
+    with pytest.raises(UsageError, match=r"ends in \.jsonl, \.csv or \.parquet"):
+        classify(PATHS, tmp_path / "a.txt", "v1", Answering())
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> list[Path]:
+    """Prepared volumes."""
+    random = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.npy" for i in range(7)]
+    for path in paths:
+        np.save(path, random.integers(0, 256, toy_bundle.SIZE, dtype=np.uint8))
+    return paths
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "covidnet.cli", "predict", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def test_shards_share_the_list_without_gap_or_overlap(toy: Bundle, volumes: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in volumes))
+    options = ["--list", tmp_path / "list.txt", "--bundle", toy.path]
+    runs = [start(*options, "--shard", f"{i}/2", "--out", tmp_path / f"{i}.jsonl") for i in (1, 2)]
+    assert [(run.communicate()[1], run.returncode)[1] for run in runs] == [0, 0]
+    assert names(tmp_path / "1.jsonl") == [str(path) for path in volumes[::2]]
+    assert names(tmp_path / "2.jsonl") == [str(path) for path in volumes[1::2]]
+
+
+SLOW_READER = """
+import sys, time
+from covidnet import cli
+from covidnet.inference import predict
+read = predict._read_prepared
+def slow(path, spec):
+    time.sleep(2 if path.name == "2.npy" else 0)
+    return read(path, spec)
+predict._read_prepared = slow
+cli.main()
+"""
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_so(toy: Bundle, volumes: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    command = [sys.executable, "-c", SLOW_READER, "predict", *volumes, "--bundle", toy.path, "--out", out]
+    run = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not out.exists() or len(names(out)) < 2:
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "covidnet: interrupted" in errors
+    assert "Traceback" not in errors
+    assert names(out) == [str(path) for path in volumes[:2]]
