@@ -110,14 +110,15 @@ def picture(found: dict[str, Any], out: Path) -> None:
     figure = Figure(figsize=(10, 1.9 + 0.34 * len(rows)), layout="constrained", dpi=130)
     bars, shares = figure.subplots(2, 1, height_ratios=(max(2.0, 0.34 * len(rows)), 0.8))
     labels = [
-        f"{row['engine']} {row['precision']}, batch {row['batch']}, {row['threads'] or 'all'} threads" for row in rows
+        f"{row['engine']} {row['precision']}, batch {row['batch']}, {row['threads'] or 'all'} thread{'s' if row['threads'] != 1 else ''}"
+        for row in rows
     ]
     medians = np.array([row["p50_ms"] for row in rows])
     tails = np.array([row["p99_ms"] for row in rows])
     colors = ["#1f6f8b" if row["engine"] == "openvino" else "#c8793c" for row in rows]
     bars.barh(labels, medians, xerr=[np.zeros(len(rows)), tails - medians], color=colors, ecolor="#444444", capsize=2)
     for at, row in enumerate(rows):
-        text = f"  {row['p50_ms']:.1f} ms, {row['scans_per_s']:.0f} scans/s, {row['peak_mib']} MiB"
+        text = f"  {row['p50_ms']:.3g} ms, {row['scans_per_s']:.0f} scans/s, {row['peak_mib']} MiB"
         bars.annotate(text, (tails[at], at), va="center", fontsize=8)
     bars.set_xlim(0, tails.max() * 1.45)
     bars.set_xlabel("ms per run: median, whisker to the 99th percentile")

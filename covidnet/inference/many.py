@@ -7,6 +7,7 @@ Parquet) is made from it when all scans are done.
 import csv
 import fcntl
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,13 +44,21 @@ def classify(paths: Sequence[Path], out: Path, version: str, answers: Answers) -
     with _opened(lines) as stream:
         done = _answered(stream, lines, version)
         left = [(number, path) for number, path in enumerate(paths, start=1) if str(path) not in done]
-        failed = 0
-        with progress("predict", len(paths), len(paths) - len(left)) as advance:
-            for answer in answers([path for _, path in left], [number for number, _ in left]):
-                stream.write(json.dumps(answer) + "\n")
-                stream.flush()
-                failed += "error" in answer
-                advance(note=f"{failed} failed" if failed else "")
+        failed = written = 0
+        try:
+            with progress("predict", len(paths), len(paths) - len(left)) as advance:
+                for answer in answers([path for _, path in left], [number for number, _ in left]):
+                    stream.write(json.dumps(answer) + "\n")
+                    stream.flush()
+                    written += 1
+                    failed += "error" in answer
+                    advance(note=f"{failed} failed" if failed else "")
+        except KeyboardInterrupt:
+            kept = len(paths) - len(left) + written
+            print(
+                f"covidnet: interrupted; {lines} has {kept} of {len(paths)}, the same command goes on", file=sys.stderr
+            )
+            raise
         if out.suffix in TABLES:
             stream.seek(0)
             _write_table([json.loads(line) for line in stream], out)

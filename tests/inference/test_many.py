@@ -158,6 +158,6 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(toy: Bundle, volumes: list[Path],
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "covidnet: interrupted" in errors
+    assert f"covidnet: interrupted; {out} has 2 of 7, the same command goes on" in errors
     assert "Traceback" not in errors
     assert names(out) == [str(path) for path in volumes[:2]]
