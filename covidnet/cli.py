@@ -299,10 +299,10 @@ def predict(
     if not (paths or listed):
         raise UsageError("covidnet predict: expected scans, or --list with a file that names them")
     number, count = _shard(shard)
-    scans = [*(paths or []), *_listed(listed)][number - 1 :: count]
+    scans = list(enumerate([*(paths or []), *_listed(listed)], start=1))[number - 1 :: count]
     from covidnet.inference.predict import predict as run
 
-    def answers(chosen: Sequence[Path], ordinals: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+    def answers(chosen: Sequence[Path], ordinals: Sequence[int]) -> Iterator[dict[str, Any]]:
         settings: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "threads": threads}
         return run(chosen, bundle, explain, formats=explain_format.split(","), ordinals=ordinals, **settings)
 
@@ -317,7 +317,7 @@ def predict(
         return
     results = []
     failed = False
-    for result in answers(scans):
+    for result in answers([path for _, path in scans], [number for number, _ in scans]):
         failed = failed or "error" in result or "explain_error" in result
         if as_json:
             results.append(result)

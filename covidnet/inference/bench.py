@@ -110,8 +110,7 @@ def picture(found: dict[str, Any], out: Path) -> None:
     figure = Figure(figsize=(10, 1.9 + 0.34 * len(rows)), layout="constrained", dpi=130)
     bars, shares = figure.subplots(2, 1, height_ratios=(max(2.0, 0.34 * len(rows)), 0.8))
     labels = [
-        f"{row['engine']} {row['precision']}, batch {row['batch']}, {row['threads'] or 'all'} thread{'s' if row['threads'] != 1 else ''}"
-        for row in rows
+        f"{row['engine']} {row['precision']}, batch {row['batch']}, {row['threads'] or 'all'} threads" for row in rows
     ]
     medians = np.array([row["p50_ms"] for row in rows])
     tails = np.array([row["p99_ms"] for row in rows])

@@ -1,7 +1,8 @@
 """Classify many scans into a file, so that an interrupted run goes on where it stopped and machines share the work.
 
 Answers are appended as JSON lines, one per scan and flushed at once: that file is what a resumed run reads. A table (CSV or
-Parquet) is made from it when all scans are done.
+Parquet) is made from it when all scans are done. A scan is named by its number in the list and by a pseudonym of its path,
+never by the path, which may carry a patient's name.
 """
 
 import csv
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from covidnet.data.sources import pseudonym
 from covidnet.errors import UsageError
 from covidnet.progress import progress
 
@@ -20,11 +22,11 @@ TABLES = (".csv", ".parquet")
 Answers = Callable[[Sequence[Path], Sequence[int]], Iterator[dict[str, Any]]]
 
 
-def classify(paths: Sequence[Path], out: Path, version: str, answers: Answers) -> dict[str, int]:
+def classify(scans: Sequence[tuple[int, Path]], out: Path, version: str, answers: Answers) -> dict[str, int]:
     """Answer the scans that ``out`` has no answer for yet.
 
     Args:
-        paths: scans, in the order of the answers.
+        scans: number in the user's list, and path, in the order of the answers.
         out: ``.jsonl``, or ``.csv`` or ``.parquet``, whose lines are kept beside it under the ending ``.jsonl``.
         version: of the bundle.
         answers: given scans and their ordinals, yields an answer each; see `covidnet.inference.predict.predict`.
@@ -43,26 +45,31 @@ def classify(paths: Sequence[Path], out: Path, version: str, answers: Answers) -
     lines = out.with_suffix(".jsonl")
     with _opened(lines) as stream:
         done = _answered(stream, lines, version)
-        left = [(number, path) for number, path in enumerate(paths, start=1) if str(path) not in done]
+        left = [(number, path) for number, path in scans if _name(path) not in done]
         failed = written = 0
         try:
-            with progress("predict", len(paths), len(paths) - len(left)) as advance:
-                for answer in answers([path for _, path in left], [number for number, _ in left]):
-                    stream.write(json.dumps(answer) + "\n")
+            with progress("predict", len(scans), len(scans) - len(left)) as advance:
+                found = answers([path for _, path in left], [number for number, _ in left])
+                for (_, path), answer in zip(left, found, strict=True):
+                    stream.write(json.dumps({"id": _name(path), **answer}) + "\n")
                     stream.flush()
                     written += 1
                     failed += "error" in answer
                     advance(note=f"{failed} failed" if failed else "")
         except KeyboardInterrupt:
-            kept = len(paths) - len(left) + written
+            kept = len(scans) - len(left) + written
             print(
-                f"covidnet: interrupted; {lines} has {kept} of {len(paths)}, the same command goes on", file=sys.stderr
+                f"covidnet: interrupted; {lines} has {kept} of {len(scans)}, the same command goes on", file=sys.stderr
             )
             raise
         if out.suffix in TABLES:
             stream.seek(0)
             _write_table([json.loads(line) for line in stream], out)
-    return {"scans": len(paths), "resumed": len(paths) - len(left), "failed": failed}
+    return {"scans": len(scans), "resumed": len(scans) - len(left), "failed": failed}
+
+
+def _name(path: Path) -> str:
+    return pseudonym(str(path))
 
 
 @contextmanager
@@ -79,7 +86,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 def _answered(stream: IO[str], path: Path, version: str) -> set[str]:
-    """Paths with an answer. What a killed run left torn, and failures, which may pass now, are taken out of the file."""
+    """Names of the scans with an answer; takes out what a killed run left torn, and failures, which may pass now."""
     stream.seek(0)
     kept = {}
     for line in stream:
@@ -94,7 +101,7 @@ def _answered(stream: IO[str], path: Path, version: str) -> set[str]:
                 f"{path} has answers of bundle {answer.get('bundle')}, this one is {version}; "
                 "give another --out, or remove the file"
             )
-        kept[answer["path"]] = line.rstrip("\n")
+        kept[answer["id"]] = line.rstrip("\n")
     stream.seek(0)
     stream.truncate()
     stream.writelines(f"{line}\n" for line in kept.values())

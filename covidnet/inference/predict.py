@@ -206,7 +206,7 @@ def _decode(path: Path, spec: Spec, keep_scan: bool) -> _Decoded:
 def _read_prepared(path: Path, spec: Spec) -> tuple[Scan, Prepared]:
     """A volume that is prepared already."""
     if not path.is_file():
-        raise UsageError(f"no such file: {path}; expected a prepared volume of uint8 {spec.size}")
+        raise UsageError(f"no such file; expected a prepared volume of uint8 {spec.size}")
     try:
         volume = np.load(path, allow_pickle=False)
     except (ValueError, EOFError):

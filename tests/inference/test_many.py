@@ -34,10 +34,10 @@ class Answering:
                 raise KeyboardInterrupt
             self.asked.append((ordinal, path.name))
             if path.name in self.broken:
-                yield {"path": str(path), "error": "damaged"}
+                yield {"scan": ordinal, "error": "damaged"}
             else:
                 yield {
-                    "path": str(path),
+                    "scan": ordinal,
                     "label": "NCP",
                     "probabilities": {"NCP": 0.75, "CP": 0.25},
                     "flags": ["a", "b"],
@@ -47,58 +47,61 @@ class Answering:
 
 
 PATHS = [Path(f"{i}.nii") for i in range(5)]
+SCANS = list(enumerate(PATHS, start=1))
 
 
-def names(path: Path) -> list[str]:
-    return [json.loads(line)["path"] for line in path.read_text().splitlines()]
+def numbers(path: Path) -> list[int]:
+    return [json.loads(line)["scan"] for line in path.read_text().splitlines()]
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        classify(PATHS, out, "v1", Answering(stop_after=2))
-    assert names(out) == ["0.nii", "1.nii"]
+        classify(SCANS, out, "v1", Answering(stop_after=2))
+    assert numbers(out) == [1, 2]
     with out.open("a") as stream:
-        stream.write('{"path": "2.nii", "lab')  # killed while writing
+        stream.write('{"scan": 3, "lab')  # killed while writing
     second = Answering()
-    assert classify(PATHS, out, "v1", second) == {"scans": 5, "resumed": 2, "failed": 0}
+    assert classify(SCANS, out, "v1", second) == {"scans": 5, "resumed": 2, "failed": 0}
     assert second.asked == [(3, "2.nii"), (4, "3.nii"), (5, "4.nii")]
-    assert names(out) == [str(path) for path in PATHS]
+    assert numbers(out) == [1, 2, 3, 4, 5]
     third = Answering()
-    assert classify(PATHS, out, "v1", third)["resumed"] == 5
+    assert classify(SCANS, out, "v1", third)["resumed"] == 5
     assert third.asked == []
 
 
 def test_failures_are_tried_again(tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
-    assert classify(PATHS, out, "v1", Answering(broken=("1.nii",)))["failed"] == 1
+    assert classify(SCANS, out, "v1", Answering(broken=("1.nii",)))["failed"] == 1
     again = Answering()
-    assert classify(PATHS, out, "v1", again) == {"scans": 5, "resumed": 4, "failed": 0}
+    assert classify(SCANS, out, "v1", again) == {"scans": 5, "resumed": 4, "failed": 0}
     assert again.asked == [(2, "1.nii")]
-    assert sorted(names(out)) == [str(path) for path in PATHS]
+    assert sorted(numbers(out)) == [1, 2, 3, 4, 5]
 
 
 def test_tables_have_a_row_per_scan_and_a_column_per_figure(tmp_path: Path) -> None:
-    classify(PATHS, tmp_path / "a.csv", "v1", Answering(broken=("4.nii",)))
-    classify(PATHS, tmp_path / "b.parquet", "v1", Answering(broken=("4.nii",)))
+    classify(SCANS, tmp_path / "a.csv", "v1", Answering(broken=("4.nii",)))
+    classify(SCANS, tmp_path / "b.parquet", "v1", Answering(broken=("4.nii",)))
     with (tmp_path / "a.csv").open() as stream:
         rows = list(csv.DictReader(stream))
+    assert rows[0].pop("id")
     assert rows[0] == {
-        "path": "0.nii", "label": "NCP", "probability_NCP": "0.75", "probability_CP": "0.25", "flags": "a; b",
+        "scan": "1", "label": "NCP", "probability_NCP": "0.75", "probability_CP": "0.25", "flags": "a; b",
         "decode_s": "0.5", "bundle": "v1", "error": "",
     }  # fmt: skip
     assert [row["error"] for row in rows] == ["", "", "", "", "damaged"]
     table = pyarrow.parquet.read_table(tmp_path / "b.parquet").to_pylist()
-    assert [row["path"] for row in table] == [str(path) for path in PATHS]
+    assert [row["scan"] for row in table] == [1, 2, 3, 4, 5]
+    assert not {path.name for path in PATHS} & {str(value) for row in table for value in row.values()}
     assert table[0]["probability_NCP"] == 0.75
     assert table[4]["label"] is None
 
 
 def test_answers_of_two_bundles_are_not_mixed(tmp_path: Path) -> None:
-    classify(PATHS, tmp_path / "a.jsonl", "v1", Answering())
+    classify(SCANS, tmp_path / "a.jsonl", "v1", Answering())
     before = (tmp_path / "a.jsonl").read_text()
     with pytest.raises(UsageError, match="has answers of bundle v1, this one is v2"):
-        classify(PATHS, tmp_path / "a.jsonl", "v2", Answering())
+        classify(SCANS, tmp_path / "a.jsonl", "v2", Answering())
     assert (tmp_path / "a.jsonl").read_text() == before
 
 
@@ -106,9 +109,9 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     with (tmp_path / "a.jsonl").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another run is writing to it"):
-            classify(PATHS, tmp_path / "a.csv", "v1", Answering())
+            classify(SCANS, tmp_path / "a.csv", "v1", Answering())
     with pytest.raises(UsageError, match=r"ends in \.jsonl, \.csv or \.parquet"):
-        classify(PATHS, tmp_path / "a.txt", "v1", Answering())
+        classify(SCANS, tmp_path / "a.txt", "v1", Answering())
 
 
 @pytest.fixture
@@ -131,8 +134,8 @@ def test_shards_share_the_list_without_gap_or_overlap(toy: Bundle, volumes: list
     options = ["--list", tmp_path / "list.txt", "--bundle", toy.path]
     runs = [start(*options, "--shard", f"{i}/2", "--out", tmp_path / f"{i}.jsonl") for i in (1, 2)]
     assert [(run.communicate()[1], run.returncode)[1] for run in runs] == [0, 0]
-    assert names(tmp_path / "1.jsonl") == [str(path) for path in volumes[::2]]
-    assert names(tmp_path / "2.jsonl") == [str(path) for path in volumes[1::2]]
+    assert numbers(tmp_path / "1.jsonl") == [1, 3, 5, 7]
+    assert numbers(tmp_path / "2.jsonl") == [2, 4, 6]
 
 
 SLOW_READER = """
@@ -152,7 +155,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(toy: Bundle, volumes: list[Path],
     out = tmp_path / "a.jsonl"
     command = [sys.executable, "-c", SLOW_READER, "predict", *volumes, "--bundle", toy.path, "--out", out]
     run = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not out.exists() or len(names(out)) < 2:
+    while not out.exists() or len(numbers(out)) < 2:
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
@@ -160,4 +163,4 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(toy: Bundle, volumes: list[Path],
     assert run.returncode == 130
     assert f"covidnet: interrupted; {out} has 2 of 7, the same command goes on" in errors
     assert "Traceback" not in errors
-    assert names(out) == [str(path) for path in volumes[:2]]
+    assert numbers(out) == [1, 2]
