@@ -16,7 +16,9 @@ import numpy as np
 import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from covidnet import cli, stages
 from covidnet.errors import CovidnetError
 from covidnet.export import torchserve
 from covidnet.export.bundle import FILES, WEIGHTS, Bundle
@@ -79,6 +81,20 @@ class TestArchive:
     ) -> None:
         again = torchserve.write(found_bundle.path, tmp_path / "again", repository / "serving")
         assert again.read_bytes() == (exported / "model-store" / "covidnet.mar").read_bytes()
+
+    def test_the_verb_writes_beside_the_export(
+        self, found_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stages, "export", lambda *_: {"model": "covidnet3d-s"})  # the stage has its own tests
+        shutil.copytree(found_bundle.path, tmp_path / "winner" / "bundle")
+        result = CliRunner().invoke(cli.app, ["export", "--out", str(tmp_path / "winner"), "--torchserve", "--json"])
+        assert result.exit_code == 0, result.output
+        written = tmp_path / "winner-torchserve"
+        assert json.loads(result.stdout)["metrics"]["torchserve"] == str(written / "model-store" / "covidnet.mar")
+        assert sorted(path.name for path in written.rglob("*") if path.is_file()) == [
+            "config.properties",
+            "covidnet.mar",
+        ]
 
     def test_configuration_keeps_tokens_on_and_management_at_home(self, exported: Path) -> None:
         lines = (exported / "config" / "config.properties").read_text().splitlines()
