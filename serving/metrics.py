@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.errors import Refused
+from serving.monitoring import traces
 
 PHASES = ("queue", "decode", "preprocess", "inference", "explain")
 # 1 ms (a small network) to 30 s (a large DICOM series on a busy machine)
@@ -127,12 +128,16 @@ def request(route: str, protocol: str = "http") -> Iterator[None]:
     outcome = "failed"
     IN_FLIGHT.inc()
     try:
-        yield
-        outcome = "ok"
-    except Refused as error:
-        outcome = error.outcome
-        REJECTED.labels(reason(type(error))).inc()
-        raise
+        with traces.request(route, protocol) as attributes:
+            try:
+                yield
+                outcome = "ok"
+            except Refused as error:
+                outcome = error.outcome
+                REJECTED.labels(reason(type(error))).inc()
+                raise
+            finally:
+                attributes["covidnet.outcome"] = outcome
     finally:
         IN_FLIGHT.dec()
         REQUESTS.labels(route, protocol, outcome).inc()
@@ -142,6 +147,7 @@ def request(route: str, protocol: str = "http") -> Iterator[None]:
 def phase(name: str, seconds: float) -> None:
     """Time that one of `PHASES` took."""
     PHASE_SECONDS.labels(name).observe(seconds)
+    traces.phase(name, seconds)
 
 
 def reason(refusal: type[Refused]) -> str:

@@ -21,7 +21,7 @@ from covidnet.inference import engine
 from serving import access, metrics, rest, routes, rpc, storage
 from serving.access import Access, Tls
 from serving.gate import Gate
-from serving.monitoring import logs
+from serving.monitoring import logs, traces
 from serving.monitoring import routes as monitoring_routes
 from serving.predictor import Predictor
 
@@ -68,6 +68,7 @@ async def run(options: Options) -> None:
             reachable from other machines and nothing protects it.
     """
     logs.configure()
+    traces.configure()
     for talkative in ("kserve", "python_multipart"):  # their lines quote requests
         logging.getLogger(talkative).propagate = False
     stop = _on_signal()

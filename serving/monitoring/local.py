@@ -26,6 +26,8 @@ import typer
 import yaml
 
 from covidnet.errors import CovidnetError, UsageError
+from serving.monitoring import retraining
+from serving.monitoring.retraining import Retraining
 
 RULES = Path(__file__).parents[2] / "manifests" / "monitoring" / "rules.yaml"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -87,6 +89,20 @@ def alertmanager(folder: Path, webhook: str) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: get(f"{url}/-/ready") is not None, "Alertmanager", process)
         yield url
+
+
+@contextmanager
+def webhook(folder: Path) -> Iterator[str]:
+    """The receiver of alerts, which records and runs nothing; yields its address."""
+    listening = retraining.server(Retraining(None, folder / "retraining.jsonl"), 0)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_port}"
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
 
 
 @contextmanager
@@ -203,7 +219,7 @@ def main(bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="covidnet-monitor-")))
         url, _ = stack.enter_context(server(bundle, folder))
-        alerts = stack.enter_context(alertmanager(folder, f"{url}/v1/alerts"))
+        alerts = stack.enter_context(alertmanager(folder, stack.enter_context(webhook(folder))))
         metrics = stack.enter_context(prometheus(folder, [url], alerts))
         stack.enter_context(load(url))
         print(f"status page   {url}/status\nmetrics       {url}/metrics\nPrometheus    {metrics}/alerts")
