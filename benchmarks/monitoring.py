@@ -1,6 +1,6 @@
 """How surely and how falsely the drift test speaks, by simulation with the code that serves.
 
-    python -m benchmarks.monitoring results          # `results` of a finished demo; about 5 minutes on one core
+    python -m benchmarks.monitoring results          # `results` of a finished demo; minutes on one core
 
 Streams of scans pass through `serving.monitoring.drift.Drift`. False alarms: streams that follow the reference's own
 distribution, 10,000 scans each, in which every look above the limit after one below is an alarm; from uniform numbers,
@@ -39,7 +39,7 @@ from covidnet.inference import engine
 from serving.monitoring.drift import Drift
 
 STREAM = 10_000  # scans without a change
-RUNS = {"uniform": 100, "demo": 50, "power": 500}
+RUNS = {"uniform": 40, "demo": 20, "power": 300}
 WITHIN = 200  # scans that a change may go unseen
 OTHER_SCANNER = {"noise_hu": 60.0, "finer": 1.4}  # in-plane pixels that much smaller
 OTHER_SCANNER_SCANS = 40  # per class
