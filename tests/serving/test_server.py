@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import httpx
+import nibabel
 import numpy as np
 import pytest
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, InferResponse, RESTConfig
@@ -165,6 +167,40 @@ def test_explain_and_the_cam_output_are_the_same_maps(server: "Server", volume: 
     assert [output.name for output in response.outputs] == ["cam"]
     cam = response.get_output_by_name("cam").as_numpy()
     assert np.array([v1[name] for name in CLASSES])[None] == pytest.approx(cam, abs=1e-6)
+
+
+def test_a_map_at_the_scans_resolution_is_the_same_by_every_way(server: "Server", nifti: Path, scan: Scan) -> None:
+    response = by_grpc(server, [file_tensor(nifti)], ["label", "cam_scan"])
+    (evidence,) = response.get_output_by_name("cam_scan").as_numpy()
+    assert evidence.shape == scan.shape
+    assert evidence.dtype == np.uint8
+    (unit,) = json.loads(response.parameters["evidence_per_255"].string_param)
+    content = nifti.read_bytes()
+    upload = httpx.post(
+        f"{server.http}/v1/scans", content=content, headers={"accept": "application/x-nifti"}, timeout=60
+    )
+    body = {"instances": [{"file": {"b64": base64.b64encode(content).decode()}}], "parameters": {"cam": "scan"}}
+    v1 = httpx.post(f"{server.http}/v1/models/covidnet:explain", json=body, timeout=60).json()["predictions"][0]
+    assert base64.b64decode(v1["cam_nifti"]["b64"]) == upload.content
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(upload.content))
+    assert np.allclose(image.affine, nibabel.load(nifti).affine)
+    # the fixture's file has its axes to the right, front and head turned round, so x, y, z are the project's
+    assert np.allclose(image.get_fdata().transpose(2, 1, 0), evidence * (unit / 255), atol=1e-4)
+
+
+def test_a_map_too_large_for_json_is_asked_for_as_binary_data(server: "Server", scan: Scan) -> None:
+    large = np.kron(scan.voxels, np.ones((1, 4, 4), np.int16))
+    inputs = [tensor("scan_hu", large, "INT16"), tensor("spacing_mm", np.array([2, 1, 1], np.float32), "FP32")]
+    wanted = [RequestedOutput("cam_scan", {"binary_data": False})]
+    body, json_bytes = InferRequest("covidnet", inputs, request_outputs=wanted).to_rest()
+    refused = httpx.post(
+        f"{server.http}/v2/models/covidnet/infer",
+        content=body,
+        headers={"inference-header-content-length": str(json_bytes)},
+        timeout=60,
+    )
+    assert refused.status_code == 400
+    assert "binary" in refused.json()["error"]
 
 
 def test_an_answer_names_the_model_version_and_flags_and_times(server: "Server", nifti: Path, bundle_dir: Path) -> None:
