@@ -37,6 +37,7 @@ Host = Annotated[str, typer.Option(help="Pipelines API, e.g. https://kubeflow.ex
 DataRevision = Annotated[str, typer.Option(help="Expected digest of the raw scans, as `configure` prints it.")]
 Experiment = Annotated[str, typer.Option(help="Made if it isn't there.")]
 Namespace = Annotated[str | None, typer.Option(help="Profile, in a multi-user Kubeflow.")]
+ServiceAccount = Annotated[str | None, typer.Option(help="Of the pods, e.g. covidnet-pipeline of manifests/.")]
 Token = Annotated[str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token.")]
 Gpus = Annotated[int, typer.Option(help="Per node.")]
 GpuType = Annotated[str, typer.Option(help="What the GPU nodes offer, e.g. nvidia.com/mig-1g.10gb.")]
@@ -83,6 +84,7 @@ def submit(
     run_name: Annotated[str | None, typer.Option(help="Default: covidnet3d and the time.")] = None,
     namespace: Namespace = None,
     token: Token = None,
+    service_account: ServiceAccount = None,
     shards: Shards = 1,
     nodes: Nodes = 1,
     gpus: Gpus = 0,
@@ -101,7 +103,7 @@ def submit(
         **_placed(shards, nodes, gpus, gpu_type, workspace_claim),
         "data_revision": data_revision,
     }
-    server = Server(host, namespace, token)
+    server = Server(host, namespace, token, service_account)
     cluster = replace(_cluster(data_claim, workspace_claim, key_secret, node_selector, toleration), cached=cached)
     run_name = run_name or f"covidnet3d {time.strftime('%Y-%m-%d %H:%M:%S')}"
     run_id = server.submit(cluster, arguments, experiment, run_name)
@@ -119,6 +121,7 @@ def schedule(
     experiment: Experiment = "covidnet3d",
     namespace: Namespace = None,
     token: Token = None,
+    service_account: ServiceAccount = None,
     shards: Shards = 1,
     nodes: Nodes = 1,
     gpus: Gpus = 0,
@@ -132,7 +135,7 @@ def schedule(
     """Look again and again whether the raw scans changed, and retrain when they did."""
     arguments = {**_arguments(params, overrides), **_placed(shards, nodes, gpus, gpu_type, workspace_claim)}
     server, cluster = (
-        Server(host, namespace, token),
+        Server(host, namespace, token, service_account),
         _cluster(data_claim, workspace_claim, key_secret, node_selector, toleration),
     )
     print(f"Schedule {name}: {server.schedule(cluster, arguments, experiment, name, cron)}")

@@ -81,10 +81,8 @@ def run(
 def _runner(runner: Runner, workspace: Path, data_root: Path | None) -> Any:
     if runner == Runner.subprocess:
         return local.SubprocessRunner(use_venv=False)
-    try:
-        import docker
-    except ImportError:
-        raise CovidnetError("--runner docker needs the Docker client: pip install docker") from None
+    import docker
+
     try:
         docker.from_env().ping()
     except docker.errors.DockerException:

@@ -35,11 +35,13 @@ class Server:
         host: address of the Pipelines API, e.g. ``https://kubeflow.example/pipeline``.
         namespace: profile of a multi-user Kubeflow; None for a single-user one.
         token: bearer token; None where none is asked for, or in a pod, which has its own.
+        service_account: of the pods; None takes the server's default.
     """
 
     host: str
     namespace: str | None = None
     token: str | None = None
+    service_account: str | None = None
 
     def submit(self, cluster: Cluster, arguments: Mapping[str, Any], experiment: str, run_name: str) -> str:
         """Compile for the cluster and start a run.
@@ -58,7 +60,12 @@ class Server:
         """
         with self._client() as client, _package(cluster) as package:
             run = client.create_run_from_pipeline_package(
-                package, dict(arguments), run_name, experiment, namespace=self.namespace
+                package,
+                dict(arguments),
+                run_name,
+                experiment,
+                namespace=self.namespace,
+                service_account=self.service_account,
             )
         return str(run.run_id)
 
@@ -91,6 +98,7 @@ class Server:
                 no_catchup=True,
                 pipeline_package_path=package,
                 params=dict(arguments),
+                service_account=self.service_account,
             )
             for old in known:
                 if old.display_name == name:

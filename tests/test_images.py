@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import toy_bundle
 
+from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
 
 pytestmark = [
@@ -122,6 +123,24 @@ class TestImages:
         )
         found = docker("run", *CONFINED, "--network=none", "covidnet3d-stages:test", "python3", "-c", code)
         assert found == "/app/components/search.py"
+
+    def test_the_whole_graph_runs_in_containers(self, docker: Docker, repository: Path, tmp_path: Path) -> None:
+        tiny = ["data.phantom.patients=60", "data.phantom.detail=[24, 48, 48]", "baselines=[densenet3d121]",
+                "search.warmup_steps=4", "search.steps=4", "search.candidates=2", "search.random=2",
+                "training.tmacs=0.002", "training.evaluations=1", "evaluate.bootstrap=100",
+                "gate.at_least.accuracy=0", "gate.at_most.ece_after=1", "gate.margin=-1", "gate.false_alarms=1"]  # fmt: skip
+        command = [sys.executable, "-m", "pipelines", "run", "--runner", "docker", "--out", str(tmp_path / "out")]
+        address: str = docker.address  # type: ignore[attr-defined]
+        made = subprocess.run(
+            [*command, *(word for override in tiny for word in ("-S", override))],
+            cwd=repository,
+            env={**os.environ, "DOCKER_HOST": address, "COVIDNET_IMAGE": "covidnet3d-stages:test"},
+            capture_output=True,
+            text=True,
+        )
+        assert made.returncode == 0, (made.stdout + made.stderr)[-5000:]
+        assert "Gate passed" in made.stdout
+        assert Bundle.load(tmp_path / "out" / "export" / "bundle").labels == ("NCP", "CP", "Normal")
 
     def test_the_server_answers_and_drains(self, docker: Docker, tmp_path: Path) -> None:
         bundle = toy_bundle.write(tmp_path)
