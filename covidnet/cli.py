@@ -226,12 +226,37 @@ def retrain(
     _say(result, target, as_json)
 
 
-@app.command(epilog=_example("covidnet evaluate", "covidnet evaluate -S evaluate.bootstrap=5000"))
-def evaluate(params: Params = None, overrides: Override = None, out: Out = None, as_json: Json = False) -> None:
-    """Choose the winner on validation, read the test split once, write the report."""
+@app.command(
+    epilog=_example(
+        "covidnet evaluate",
+        "covidnet evaluate -S evaluate.bootstrap=5000",
+        "covidnet evaluate --bundle results/export/bundle --data other/dataset --split all",
+    )
+)
+def evaluate(
+    params: Params = None,
+    overrides: Override = None,
+    out: Out = None,
+    as_json: Json = False,
+    bundle: Annotated[
+        list[Path] | None, typer.Option(help="External validation of a finished bundle; again for a matrix.")
+    ] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Packed dataset to validate it on; again for more.")] = None,
+    split: Annotated[
+        str, typer.Option(help="With --bundle: test, or all where the model has seen nothing of the data.")
+    ] = "test",
+) -> None:
+    """Choose the winner on validation, read the test split once, write the report. Or: a bundle on other data."""
     from covidnet import stages
 
     config = _config(params, overrides)
+    if bundle or data:
+        from covidnet.inference.external import validate
+
+        target = out or Path(config.results) / "external"
+        result = validate(bundle or [], data or [], config.evaluate, target, split=split, seed=config.seed)
+        _say(result, target, as_json)
+        return
     target = out or stages.evaluate_of(config)
     result = stages.evaluate(config, stages.dataset_of(config), stages.candidates_of(config), target)
     _say(result, target, as_json)

@@ -11,6 +11,7 @@ under their key and hand over a copy, so that a killed task goes on in its succe
 
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -106,6 +107,17 @@ def provenance(path: Path) -> dict[str, Any]:
 def write_json(path: Path, tree: Any) -> None:
     """Stable JSON with a closing newline."""
     path.write_text(json.dumps(tree, indent=2) + "\n")
+
+
+def finite(tree: Any) -> Any:
+    """JSON has no NaN: undefined figures become null."""
+    if isinstance(tree, Mapping):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    if isinstance(tree, float):  # NumPy's float64 too
+        return float(tree) if math.isfinite(tree) else None
+    return tree
 
 
 def digest(path: Path) -> str:

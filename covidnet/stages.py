@@ -147,12 +147,13 @@ def evaluate(config: Config, dataset: Path, candidates: Sequence[Path], out: Pat
             f"{candidate.parent.name} --{'variant' if candidate.parent.name == 'retrain' else 'model'} {candidate.name}"
         )
         inputs[f"{candidate.parent.name}/{candidate.name}"] = folder.require(candidate, verb)
-    with folder.write(out, "evaluate", _parameters(config, "evaluate", "classes", "seed"), inputs) as work:
+    with folder.write(out, "evaluate", _parameters(config, "evaluate", "export", "classes", "seed"), inputs) as work:
         if work is None:
             return _unchanged(out)
+        from covidnet.evaluation import seal
         from covidnet.evaluation.run import run
 
-        return run(config, dataset, candidates, _device(), work)
+        return run(config, dataset, candidates, _device(), work, out.parent / seal.LOG)
 
 
 def export(config: Config, dataset: Path, evaluated: Path, candidates: Sequence[Path], out: Path) -> Metrics:

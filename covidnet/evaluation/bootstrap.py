@@ -4,11 +4,13 @@ Scans of one patient are alike, so whole patients are resampled (Efron and Tibsh
 1993, ch. 8 and 13).
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from covidnet.errors import CovidnetError
@@ -105,6 +107,28 @@ def paired_difference(
     if interval is None:
         return PairedResult(float(difference[0]), np.nan, np.nan, np.nan)
     return PairedResult(float(difference[0]), *interval, _two_sided(draws[np.isfinite(draws)]))
+
+
+def share_interval(
+    hits: NDArray[np.bool_], patients: Sequence[str], resamples: int, confidence: float, seed: int
+) -> tuple[float, Interval | None]:
+    """Share of hits among scans with its patient-clustered percentile interval; None with fewer than 10 patients."""
+    share = float(np.mean(hits))
+    if len(set(patients)) < MIN_PATIENTS_PER_CLASS:
+        return share, None
+    weights = resample_weights(patients, resamples, seed)
+    return share, _percentiles(weights @ hits / weights.sum(axis=1), confidence)
+
+
+def patients_needed(result: PairedResult, patients: int) -> int | None:
+    """How many patients would tell a difference of the size observed from none; None where these do, or there is none.
+
+    The width of an interval falls with the square root of the number of patients.
+    """
+    if not result.low <= 0 <= result.high or result.difference == 0:  # NaN: no interval, nothing to go by
+        return None
+    half = (result.high - result.low) / 2
+    return max(patients + 1, math.ceil(patients * (half / abs(result.difference)) ** 2))
 
 
 def mcnemar(a: Predictions, b: Predictions) -> float:

@@ -80,6 +80,36 @@ class Predictions:
         scaled: FloatArray = softmax(self.logits / temperature, axis=1)
         return scaled
 
+    def subset(self, members: ArrayLike) -> "Predictions":
+        """Some of the scans, by index or mask."""
+        index = np.arange(len(self))[np.asarray(members)]
+        return Predictions(
+            tuple(self.scan_ids[i] for i in index),
+            tuple(self.patients[i] for i in index),
+            self.labels[index],
+            self.logits[index],
+            self.classes,
+        )
+
+    def by_patient(self, temperature: float = 1.0) -> "Predictions":
+        """One prediction per patient: the mean probability of the scans; its logarithm stands in for logits.
+
+        Patients whose scans have different labels are left out: no single answer about them could be right.
+
+        Raises:
+            CovidnetError: there is no other patient.
+        """
+        index: dict[str, list[int]] = {}
+        for i, patient in enumerate(self.patients):
+            index.setdefault(patient, []).append(i)
+        agreed = {patient: scans for patient, scans in index.items() if len(set(self.labels[scans])) == 1}
+        if not agreed:
+            raise CovidnetError("no patient's scans agree in their label; patient-level figures need one label each")
+        means = np.stack([self.probabilities(temperature)[scans].mean(axis=0) for scans in agreed.values()])
+        labels = np.array([self.labels[scans[0]] for scans in agreed.values()])
+        logits = np.log(np.maximum(means, np.finfo(float).tiny))
+        return Predictions(tuple(agreed), tuple(agreed), labels, logits, self.classes)
+
     def save(self, path: Path) -> None:
         """Write CSV: ``scan_id, patient_id, label`` (class name), ``logit_<class>`` per class, to full precision."""
         with path.open("w", newline="") as stream:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import roc_curve
 
-from covidnet.evaluation import calibration
+from covidnet.evaluation import calibration, decisions
 from covidnet.evaluation.metrics import FloatArray, IntArray, Predictions, confusion
 
 _INK = "#010203"
@@ -98,6 +98,44 @@ def reliability(predictions: Predictions, temperature: float, name: str) -> str:
     axes.set(xlabel="Probability of the predicted class", ylabel="Share predicted correctly")
     axes.set(xlim=(min(low, 0.5) - 0.02, 1.02), ylim=(-0.02, 1.04))
     axes.legend(loc="lower right", handlelength=1.4)
+    _grid(axes)
+    return _svg(figure, name)
+
+
+@mpl.rc_context(_STYLE)
+def decision(target: IntArray, score: FloatArray, model: str, name: str) -> str:
+    """Net benefit of acting on a probability, between acting on everybody and on nobody.
+
+    Args:
+        target: ``int (N,)`` 1 for positive.
+        score: ``(N,)``.
+        model: legend entry.
+    """
+    figure, axes = _figure(4.0, 3.9)
+    everybody = decisions.net_benefit(target, np.ones(len(score)))
+    ours = decisions.net_benefit(target, score)
+    axes.plot(decisions.THRESHOLDS, everybody, color=SERIES[1], linestyle=(0, (4, 3)), label="everybody")
+    axes.axhline(0, color=_INK, alpha=0.5, linewidth=0.9, linestyle=(0, (4, 3)), label="nobody")
+    axes.plot(decisions.THRESHOLDS, ours, color=SERIES[0], label=model)
+    top = max(float(ours.max()), float(np.mean(target)))
+    axes.set(xlabel="Probability from which one acts", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.3 * top, 1.15 * top))
+    axes.legend(loc="lower left", handlelength=1.6)
+    _grid(axes)
+    return _svg(figure, name)
+
+
+@mpl.rc_context(_STYLE)
+def risk_coverage(curve: decisions.RiskCoverage, name: str) -> str:
+    """Share of wrong answers among the surest, by how many are answered."""
+    figure, axes = _figure(4.0, 3.9)
+    axes.plot(curve.coverage, curve.risk, color=SERIES[0], label=f"mean {curve.area:.3f}")
+    axes.set(
+        xlabel="Share of scans answered, the surest first", ylabel="Share of these answered wrongly", xlim=(0, 1.01)
+    )
+    axes.set_ylim(bottom=0, top=max(0.05, 1.1 * float(curve.risk.max())))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="upper left", handlelength=1.4)
     _grid(axes)
     return _svg(figure, name)
 

@@ -8,17 +8,17 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from covidnet.errors import CovidnetError
-from covidnet.evaluation import plots
+from covidnet.evaluation import calibration, plots
 from covidnet.evaluation.architecture import draw_architecture
-from covidnet.evaluation.bootstrap import Interval, PairedResult
-from covidnet.evaluation.metrics import Predictions
+from covidnet.evaluation.bootstrap import Interval, patients_needed
+from covidnet.evaluation.context import Candidate, Comparison, Example, ReportContext, SearchResult
+from covidnet.evaluation.decisions import risk_coverage
 from covidnet.evaluation.paper import PROTOCOL, PUBLISHED, Published
 
 COLUMNS = {
@@ -31,154 +31,6 @@ COLUMNS = {
 }
 _DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One trained model of the benchmark.
-
-    Args:
-        name: as the reader knows it, e.g. ``CovidNet3D-S``; unique.
-        baseline: human-designed, as against found by search.
-        size_mib: float32 parameters.
-        parameters: number of them.
-        macs: multiply-accumulates of one scan.
-        scans_seen: training budget, in scans.
-        epochs: the same in passes over the training split.
-        validation: figures of `metrics.classification` on the validation split.
-        test: the same on the test split.
-        intervals: of ``test``; None where withheld.
-        predictions: of the test split.
-        temperature: fitted on validation.
-    """
-
-    name: str
-    baseline: bool
-    size_mib: float
-    parameters: int
-    macs: float
-    scans_seen: int
-    epochs: float
-    validation: Mapping[str, float]
-    test: Mapping[str, float]
-    intervals: Mapping[str, Interval | None]
-    predictions: Predictions
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Test accuracy of the winner less that of another candidate.
-
-    Args:
-        other: the candidate's name.
-        difference: from `bootstrap.paired_difference`.
-        p_adjusted: `bootstrap.holm` over all comparisons.
-        mcnemar_p: `bootstrap.mcnemar`.
-    """
-
-    other: str
-    difference: PairedResult
-    p_adjusted: float
-    mcnemar_p: float
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """One architecture search.
-
-    Args:
-        genotype: ``variant``, ``widths``, ``strides``, ``blocks`` (operation names per layer).
-        history: rows as `plots.search_curves` takes them.
-        chance: validation accuracy of always naming the largest class.
-        found_accuracy: of the result inside the supernet, on validation.
-        random_accuracies: of random architectures under the same budget, likewise.
-        warmup_accuracy: mean of random architectures before the architecture moved, likewise.
-    """
-
-    genotype: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
-    chance: float
-    found_accuracy: float
-    random_accuracies: Sequence[float]
-    warmup_accuracy: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A class activation map: a PNG from `cam.montage`, its caption, and whether the prediction was right."""
-
-    title: str
-    png: bytes
-    correct: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Localisation:
-    """How well maps point at annotated lesions, beside a map that always points at the centre.
-
-    Args:
-        scans: test scans with a lesion mask.
-        hit_rate: mean of `cam.lesion_hit`.
-        centre_hit_rate: the same of `cam.centre_prior`, with the same tolerance.
-        energy_inside: mean of `cam.energy_inside`.
-        centre_energy_inside: the same of `cam.centre_prior`.
-        grid: ``(d, h, w)`` of the map.
-    """
-
-    scans: int
-    hit_rate: float
-    centre_hit_rate: float
-    energy_inside: float
-    centre_energy_inside: float
-    grid: tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """What the models learned from and were judged on.
-
-    Args:
-        facts: anything worth a line, e.g. ``{"source": "phantom", "volume": "16 x 64 x 64 voxels"}``.
-        scans: split to class to number of scans.
-        patients: likewise.
-        rejected: reason to number of scans left out.
-    """
-
-    facts: Mapping[str, str]
-    scans: Mapping[str, Mapping[str, int]]
-    patients: Mapping[str, Mapping[str, int]]
-    rejected: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ReportContext:
-    """Everything that the report shows. All but the candidates, the winner and the reason may be absent.
-
-    Args:
-        candidates: in the order of the table.
-        winner: name of one of them.
-        reason: why it won; continues "It was chosen because ...".
-        positive: class of the binary figures.
-        confidence: of all intervals.
-        comparisons: of the winner with the others.
-        searches: one per variant.
-        provenance: plain values are shown in a table, nested ones as JSON.
-        warnings: what the reader must know before believing a figure.
-    """
-
-    candidates: Sequence[Candidate]
-    winner: str
-    reason: str
-    positive: str
-    confidence: float = 0.95
-    comparisons: Sequence[Comparison] = ()
-    searches: Sequence[SearchResult] = ()
-    examples: Sequence[Example] = ()
-    localisation: Localisation | None = None
-    dataset: Dataset | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
 
 
 def render(context: ReportContext) -> str:
@@ -201,6 +53,12 @@ def render(context: ReportContext) -> str:
         winner=winner,
         rival=_rival(context),
         verdict=_verdict(context),
+        needed=_needed(context, winner),
+        risk=risk_coverage(winner.predictions.labels, winner.predictions.probabilities(winner.temperature)),
+        brier=[
+            calibration.brier(winner.predictions.labels, winner.predictions.probabilities(t))
+            for t in (1.0, winner.temperature)
+        ],
         columns=COLUMNS,
         charts=_charts(context, winner),
         searches=[_search(search, index) for index, search in enumerate(context.searches)],
@@ -247,12 +105,27 @@ def _verdict(context: ReportContext) -> str:
     return f"{text} It is {ratio:.1f} times smaller." if ratio > 1.05 else text
 
 
+def _needed(context: ReportContext, winner: Candidate) -> str:
+    """A note on sample size where the interval of the comparison is wider than what it is about."""
+    rival = _rival(context)
+    patients = len(set(winner.predictions.patients))
+    count = patients_needed(rival.difference, patients) if rival else None
+    if rival is None or count is None:
+        return ""
+    gap = _points(abs(rival.difference.difference)).lstrip("+")
+    return (
+        f"The interval of the comparison is wider than the difference: to tell {gap} percentage points from none, about "
+        f"{count:,} test patients like these would be needed instead of {patients:,}."
+    )
+
+
 def _charts(context: ReportContext, winner: Candidate) -> dict[str, Markup]:
     predictions = winner.predictions
     probabilities = predictions.probabilities(winner.temperature)
     charts = {
         "confusion": plots.confusion_matrix(predictions, "confusion matrix"),
         "reliability": plots.reliability(predictions, winner.temperature, "reliability"),
+        "risk": plots.risk_coverage(risk_coverage(predictions.labels, probabilities), "risk and coverage"),
     }
     one_class = {}
     for k, label in enumerate(predictions.classes):
@@ -270,6 +143,7 @@ def _charts(context: ReportContext, winner: Candidate) -> dict[str, Markup]:
             for c in context.candidates
         }
         charts["roc_models"] = plots.roc(models, "ROC curves by model")
+        charts["decision"] = plots.decision(target, probabilities[:, index], winner.name, "decision curve")
     return {name: Markup(svg) for name, svg in charts.items()}
 
 

@@ -4,8 +4,8 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,155 +15,53 @@ import torch
 from covidnet import folder
 from covidnet.config import Config
 from covidnet.data import packed as packed_data
-from covidnet.evaluation import bootstrap, calibration, cam, metrics, report
-from covidnet.evaluation.metrics import Predictions
-from covidnet.evaluation.report import Comparison, Dataset, Example, Localisation, ReportContext, SearchResult, render
-from covidnet.models import saved
+from covidnet.data.audit import audit_packed
+from covidnet.evaluation import (
+    bootstrap,
+    calibration,
+    checklists,
+    context,
+    curves,
+    decisions,
+    explanations,
+    metrics,
+    novelty,
+    seal,
+    subgroups,
+)
+from covidnet.evaluation.candidates import Candidate, choose, metrics_of, predict, title, volumes_of
+from covidnet.evaluation.context import Comparison, Dataset, Foreign, ReportContext, SearchResult
+from covidnet.evaluation.report import render
 from covidnet.models.blocks import Classifier
 from covidnet.models.covidnet3d import Genotype
 from covidnet.progress import progress
-from covidnet.training import loop
-from covidnet.training.volumes import Volumes, select
 
-REPORTED = ("accuracy", "balanced_accuracy", "precision", "sensitivity", "specificity", "f1", "roc_auc")
-TITLES = {
-    "resnet3d101": "ResNet3D101",
-    "densenet3d121": "DenseNet3D121",
-    "mc3_18": "MC3_18",
-    "covidnet3d-s": "CovidNet3D-S",
-    "covidnet3d-l": "CovidNet3D-L",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A trained model with what it predicted.
-
-    Args:
-        folder: ``<stage>/<name>``, as under ``results``.
-        training: the stage's `metrics.json`.
-        temperature: fitted on validation.
-    """
-
-    folder: str
-    name: str
-    training: dict[str, Any]
-    validation: Predictions
-    test: Predictions
-    temperature: float
+REPORTED = (
+    "accuracy",
+    "balanced_accuracy",
+    "precision",
+    "sensitivity",
+    "specificity",
+    "f1",
+    "roc_auc",
+    "pr_auc",
+    "kappa",
+)
 
 
-def choose(candidates: Sequence[Candidate], config: Config) -> tuple[Candidate, str]:
-    """The winner, by validation alone, and the reason in a sentence.
-
-    The best validation accuracy wins, unless a smaller model is not significantly worse (paired patient-level bootstrap):
-    then the smallest of those.
-    """
-    best = max(candidates, key=lambda c: metrics_of(c.validation, config)["accuracy"])
-    alike = [c for c in candidates if c is best or _not_worse(c, best, config)]
-    winner = min(alike, key=lambda c: c.training["size_mib"])
-    accuracy = metrics_of(winner.validation, config)["accuracy"]
-    if winner is best:
-        reason = f"it has the best validation accuracy, {accuracy:.1%}"
-        reason += "" if len(alike) == 1 else ", and is the smallest of those that can't be told apart from it"
-    else:
-        top = metrics_of(best.validation, config)["accuracy"]
-        reason = (
-            f"it is the smallest of the models whose validation accuracy can't be told apart from the best: "
-            f"{accuracy:.1%} beside {top:.1%} of {best.name}"
-        )
-    return winner, reason
-
-
-def metrics_of(predictions: Predictions, config: Config, temperature: float = 1.0) -> dict[str, float]:
-    """All figures of a model's predictions."""
-    probabilities = predictions.probabilities(temperature)
-    return metrics.classification(predictions.labels, probabilities, predictions.classes, config.evaluate.positive)
-
-
-def _not_worse(a: Candidate, b: Candidate, config: Config) -> bool:
-    result = bootstrap.paired_difference(
-        a.validation, b.validation, resamples=config.evaluate.bootstrap, confidence=config.evaluate.confidence
-    )
-    return bool(result.high >= 0)
-
-
-def predict(
-    config: Config, packed: packed_data.Packed, path: Path, device: torch.device
-) -> tuple[Candidate, Classifier]:
-    """Load a trained model and read the test split with it."""
-    model, description = saved.load(path)
-    loop.place(model, device)
-    validation = Predictions.load(path / "validation.csv")
-    rows = [packed.rows[i] for i in packed.split("test")]
-    test = Predictions(
-        scan_ids=tuple(row.scan_id for row in rows),
-        patients=tuple(row.patient_id for row in rows),
-        labels=packed.labels(config.classes)[packed.split("test")],
-        logits=loop.logits(model, volumes_of(config, packed, "test", device)),
-        classes=config.classes,
-    )
-    temperature = calibration.fit_temperature(validation.logits, validation.labels)
-    training = json.loads((path / "metrics.json").read_text())
-    name = f"{path.parent.name}/{path.name}"
-    return Candidate(name, description.name, training, validation, test, temperature), model
-
-
-def volumes_of(config: Config, packed: packed_data.Packed, split: str, device: torch.device) -> Volumes:
-    """A split at the size it is packed at."""
-    depth, height, width = packed.scans.shape[1:]
-    return select(packed, packed.split(split), config.classes, (depth, height, width), device)
-
-
-def explain(model: Classifier, scans: torch.Tensor, batch: int = 16) -> np.ndarray:
-    """Class activation maps ``float32 (N, K, d, h, w)`` of ``uint8 (N, D, H, W)``."""
-    with torch.inference_mode():
-        parts = []
-        for part in scans.split(batch):
-            parts.append(model.explain(loop.as_input(model, part))[1].float().cpu())
-    maps: np.ndarray = torch.cat(parts).numpy()
-    return maps
-
-
-def write_curves(work: Path, winner: Candidate) -> None:
-    """ROC points and the confusion matrix as CSV, for `dvc plots`."""
-    from sklearn.metrics import roc_curve
-
-    plots = work / "plots"
-    plots.mkdir(exist_ok=True)
-    probabilities = winner.test.probabilities(winner.temperature)
-    with (plots / "roc.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["class", "false_positive_rate", "sensitivity"])
-        for k, name in enumerate(winner.test.classes):
-            for x, y in zip(*roc_curve(winner.test.labels == k, probabilities[:, k])[:2], strict=True):
-                writer.writerow([name, f"{x:.6f}", f"{y:.6f}"])
-    with (plots / "confusion.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["actual", "predicted"])
-        for label, predicted in zip(winner.test.labels, winner.test.predicted, strict=True):
-            writer.writerow([winner.test.classes[label], winner.test.classes[predicted]])
-
-
-def finite(tree: Any) -> Any:
-    """JSON has no NaN: undefined figures become null."""
-    if isinstance(tree, dict):
-        return {key: finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [finite(value) for value in tree]
-    if isinstance(tree, float | np.floating):
-        return float(tree) if math.isfinite(tree) else None
-    return tree
-
-
-def run(config: Config, dataset: Path, candidates: Sequence[Path], device: torch.device, work: Path) -> dict[str, Any]:
+def run(
+    config: Config, dataset: Path, candidates: Sequence[Path], device: torch.device, work: Path, log: Path
+) -> dict[str, Any]:
     """Evaluate all candidates and write `results.json`, `metrics.json`, `report.html`, overlays and plot data.
 
     Args:
         candidates: folders of trained models.
         work: output folder.
+        log: of the test split's uses, see `seal`.
     """
     packed = packed_data.read(dataset)
+    digests = {f"{path.parent.name}/{path.name}": folder.digest(path) for path in candidates}
+    uses, _ = seal.open_seal(log, folder.digest(dataset), digests)
     judged: list[Candidate] = []
     models: dict[str, Classifier] = {}
     with progress("evaluate", len(candidates)) as advance:
@@ -176,10 +74,9 @@ def run(config: Config, dataset: Path, candidates: Sequence[Path], device: torch
     ranges = {c.name: _intervals(c, config) for c in judged}
     comparisons = compare(winner, [c for c in judged if c is not winner], config)
     test = volumes_of(config, packed, "test", device)
-    maps = explain(models[winner.name], test.scans)
-    localisation = localise(maps, winner, packed)
-    examples = draw_examples(maps, winner, packed, config)
-    context = ReportContext(
+    maps = explanations.explain(models[winner.name], test.scans)
+    examples = explanations.draw_examples(maps, winner, packed, config)
+    shown = ReportContext(
         candidates=[_row(c, figures[c.name], ranges[c.name].values, config) for c in judged],
         winner=title(winner.name),
         reason=reason,
@@ -188,35 +85,50 @@ def run(config: Config, dataset: Path, candidates: Sequence[Path], device: torch
         comparisons=comparisons,
         searches=_searches(candidates),
         examples=examples,
-        localisation=localisation,
+        localisations=_localisations(models, judged, winner, maps, test.scans, packed),
+        sanity=explanations.sanity(models[winner.name], maps, winner.test.logits, test.scans, config.seed),
+        foreign=_foreign(config, packed),
+        by_patient=_by_patient(winner, config),
+        subgroups=_subgroups(winner, dataset, config),
+        uses=uses,
+        audit=[finding.message for finding in audit_packed(dataset).findings],
         dataset=_dataset(config, dataset, packed),
         provenance={
             "versions": folder.versions(),
             "git_revision": folder.git_revision() or "unknown",
             "parameters": config.model_dump(mode="json"),
         },
-        warnings=[*_budget_note(config), *(f"{title(name)}: {w}" for name, r in ranges.items() for w in r.warnings)],
+        warnings=[
+            *_budget_note(config),
+            *_use_note(uses),
+            *(f"{title(name)}: {w}" for name, r in ranges.items() for w in r.warnings),
+        ],
     )
-    (work / "report.html").write_text(render(context))
+    (work / "report.html").write_text(render(shown))
     (work / "overlays").mkdir(exist_ok=True)
     for number, example in enumerate(examples, start=1):
         (work / "overlays" / f"{number:02d}-{'right' if example.correct else 'wrong'}.png").write_bytes(example.png)
     for c in judged:
         c.test.save(work / f"test-{c.name}.csv")
-    write_curves(work, winner)
-    flat = {f"{c.name}.{metric}": figures[c.name][metric] for c in judged for metric in REPORTED}
-    if localisation is not None:
-        flat |= {"cam.hit_rate": localisation.hit_rate, "cam.centre_hit_rate": localisation.centre_hit_rate}
+    curves.write(work / "plots", winner.test, winner.temperature, config.evaluate.positive)
+    checklists.write(work, shown)
     results = {
         "winner": {"name": winner.name, "folder": winner.folder, "reason": reason, "temperature": winner.temperature},
         "metrics": figures,
         "intervals": {name: found.values for name, found in ranges.items()},
+        "by_patient": shown.by_patient,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "calibration": _calibration(winner),
+        "abstention": _abstention(winner, shown.foreign),
+        "localisation": [asdict(found) for found in shown.localisations],
+        "sanity": asdict(shown.sanity) if shown.sanity else None,
+        "subgroups": [asdict(group) for group in shown.subgroups],
+        "test_uses": [asdict(use) for use in uses],
     }
-    folder.write_json(work / "results.json", finite(results))
-    folder.write_json(work / "metrics.json", finite(flat))
-    return {"winner": winner.name, "reason": reason, **finite(flat)}
+    flat = _flat(judged, figures, results, shown)
+    folder.write_json(work / "results.json", folder.finite(results))
+    folder.write_json(work / "metrics.json", folder.finite(flat))
+    return {"winner": winner.name, "reason": reason, **folder.finite(flat)}
 
 
 def compare(winner: Candidate, others: Sequence[Candidate], config: Config) -> list[Comparison]:
@@ -235,74 +147,40 @@ def compare(winner: Candidate, others: Sequence[Candidate], config: Config) -> l
     ]
 
 
-def localise(maps: np.ndarray, winner: Candidate, packed: packed_data.Packed) -> Localisation | None:
-    """How well the maps of right predictions point at the lesions; None where the dataset has no masks.
-
-    Args:
-        maps: ``(N, K, d, h, w)`` of the test split.
-    """
-    if packed.lesions is None:
-        return None
-    masks = packed.lesions[packed.split("test")].astype(bool)
-    right = winner.test.predicted == winner.test.labels
-    chosen = [i for i in range(len(masks)) if right[i] and masks[i].any()]
-    if not chosen:
-        return None
-    grid = maps.shape[2:]
-    prior = cam.centre_prior(masks.shape[1:])
-    hits, centre_hits, inside, centre_inside = [], [], [], []
-    for i in chosen:
-        heat = maps[i, winner.test.labels[i]]
-        hits.append(cam.lesion_hit(heat, masks[i]))
-        centre_hits.append(cam.lesion_hit(prior, masks[i], grid))
-        inside.append(cam.energy_inside(cam.upsample(heat, masks.shape[1:]), masks[i]))
-        centre_inside.append(cam.energy_inside(prior, masks[i]))
-    return Localisation(
-        scans=len(chosen),
-        hit_rate=float(np.mean(hits)),
-        centre_hit_rate=float(np.mean(centre_hits)),
-        energy_inside=float(np.nanmean(inside)),
-        centre_energy_inside=float(np.nanmean(centre_inside)),
-        grid=(grid[0], grid[1], grid[2]),
-    )
+def _flat(
+    judged: Sequence[Candidate], figures: Mapping[str, Mapping[str, float]], results: Any, shown: ReportContext
+) -> dict[str, float]:
+    """What `dvc metrics` shows."""
+    flat = {f"{c.name}.{metric}": figures[c.name][metric] for c in judged for metric in REPORTED}
+    flat |= {name: results["calibration"][name] for name in ("ece_before", "ece_after", "brier_after")}
+    flat |= {"aurc": results["abstention"]["aurc"], "foreign.false_alarms": results["abstention"]["false_alarms"]}
+    if shown.localisations:
+        ours = shown.localisations[0]
+        flat |= {"cam.hit_rate": ours.hit_rate, "cam.centre_hit_rate": ours.centre_hit_rate}
+    return flat
 
 
-def draw_examples(maps: np.ndarray, winner: Candidate, packed: packed_data.Packed, config: Config) -> list[Example]:
-    """Overlays of the surest right and the surest wrong predictions, classes taking turns."""
-    probabilities = winner.test.probabilities(winner.temperature)
-    predicted, labels = winner.test.predicted, winner.test.labels
-    examples = []
-    for correct in (True, False):
-        members = np.flatnonzero((predicted == labels) == correct)
-        for i in _taking_turns(members, labels, probabilities.max(axis=1))[: config.evaluate.overlays]:
-            index = packed.split("test")[i]
-            name, truth = config.classes[predicted[i]], config.classes[labels[i]]
-            text = f"Predicted {name} ({probabilities[i].max():.2f}), true label {truth}"
-            heat = cam.upsample(maps[i, predicted[i]], packed.scans.shape[1:])
-            mask = None if packed.lesions is None else packed.lesions[index].astype(bool)
-            image = cam.montage(packed.scans[index], heat, text, label=name, mask=mask)
-            examples.append(Example(text, cam.png(image), correct))
-    return examples
-
-
-def _taking_turns(members: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> list[int]:
-    """Members in rounds over the true classes, the surest of each class first."""
-    rank: dict[int, int] = {}
-    for label in np.unique(labels[members]):
-        of_class = members[labels[members] == label]
-        rank |= {int(i): place for place, i in enumerate(of_class[np.argsort(-confidence[of_class])])}
-    return sorted(rank, key=lambda i: (rank[i], labels[i]))
-
-
-def title(name: str) -> str:
-    """A model's name as the paper prints it."""
-    return TITLES.get(name, name)
+def _localisations(
+    models: Mapping[str, Classifier],
+    judged: Sequence[Candidate],
+    winner: Candidate,
+    maps: np.ndarray,
+    scans: torch.Tensor,
+    packed: packed_data.Packed,
+) -> list[context.Localisation]:
+    """The winner's maps, and Grad-CAM of the best baseline (on validation) beside them."""
+    baselines = [c for c in judged if c.folder.startswith("baseline") and c is not winner]
+    found = [explanations.localise(maps, winner, packed)]
+    if baselines:
+        best = max(baselines, key=lambda c: float((c.validation.predicted == c.validation.labels).mean()))
+        found.append(explanations.localise_by_gradient(models[best.name], best, scans, packed, title(best.name)))
+    return [one for one in found if one is not None]
 
 
 def _row(
     c: Candidate, figures: dict[str, float], ranges: dict[str, bootstrap.Interval | None], config: Config
-) -> report.Candidate:
-    return report.Candidate(
+) -> context.Candidate:
+    return context.Candidate(
         name=title(c.name),
         baseline=c.folder.startswith("baseline"),
         size_mib=c.training["size_mib"],
@@ -340,6 +218,46 @@ def _calibration(winner: Candidate) -> dict[str, float]:
         "brier_before": calibration.brier(labels, before),
         "brier_after": calibration.brier(labels, after),
     }
+
+
+def _abstention(winner: Candidate, foreign: Foreign | None) -> dict[str, float]:
+    curve = decisions.risk_coverage(winner.test.labels, winner.test.probabilities(winner.temperature))
+    return {
+        "aurc": curve.area,
+        **{f"risk_at_{percent}_coverage": curve.risk_at(percent / 100) for percent in (70, 80, 90, 100)},
+        "stated_false_alarms": foreign.stated_rate if foreign else math.nan,
+        "false_alarms": foreign.flagged if foreign else math.nan,
+    }
+
+
+def _foreign(config: Config, packed: packed_data.Packed) -> Foreign | None:
+    """The bundle's out-of-distribution flag on the test scans; None with too few scans to set it."""
+    train, validation, test = (packed.scans[packed.split(split)] for split in packed_data.SPLITS)
+    if len(train) < 2 * novelty.FOLDS or not len(validation):
+        return None
+    detector = novelty.fit(train, validation, config.export.false_alarm_rate)
+    return Foreign(config.export.false_alarm_rate, float((detector.scores(test) > 0).mean()))
+
+
+def _by_patient(winner: Candidate, config: Config) -> dict[str, float]:
+    """Figures per patient; empty where each has one scan, and they would repeat the figures per scan."""
+    if len(set(winner.test.patients)) == len(winner.test):
+        return {}
+    grouped = winner.test.by_patient(winner.temperature)
+    return metrics.classification(grouped.labels, grouped.probabilities(), grouped.classes, config.evaluate.positive)
+
+
+def _subgroups(winner: Candidate, dataset: Path, config: Config) -> list[subgroups.Subgroup]:
+    settings = config.evaluate
+    columns = subgroups.read_columns(dataset / "manifest.csv", winner.test.scan_ids)
+    return subgroups.subgroups(
+        winner.test,
+        columns,
+        settings.positive,
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=config.seed,
+    )
 
 
 def _searches(candidates: Sequence[Path]) -> list[SearchResult]:
@@ -396,4 +314,13 @@ def _budget_note(config: Config) -> list[str]:
         f"Every model was trained with the same compute, {settings.tmacs:g} x 10^12 forward multiply-accumulates, not for "
         "the same number of passes: a network that costs more per scan saw fewer scans. The column of scans seen says how "
         "many. Profile `paper` trains all models for equal epochs."
+    ]
+
+
+def _use_note(uses: Sequence[seal.Use]) -> list[str]:
+    if len(uses) < 2:
+        return []
+    return [
+        f"This test split has been read with {len(uses)} sets of models. Whoever chose this set after seeing the figures "
+        "of an earlier one has chosen on the test split, and the figures flatter: see the list of its uses below."
     ]

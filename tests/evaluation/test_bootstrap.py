@@ -7,7 +7,16 @@ import pytest
 import scipy.stats
 
 from covidnet.errors import CovidnetError
-from covidnet.evaluation.bootstrap import holm, intervals, mcnemar, paired_difference, resample_weights
+from covidnet.evaluation.bootstrap import (
+    PairedResult,
+    holm,
+    intervals,
+    mcnemar,
+    paired_difference,
+    patients_needed,
+    resample_weights,
+    share_interval,
+)
 from covidnet.evaluation.metrics import Predictions
 
 CLASSES = ("NCP", "Normal")
@@ -126,6 +135,21 @@ def test_mcnemar_is_the_exact_binomial_of_discordant_scans() -> None:
     expected = 2 * sum(math.comb(12, k) for k in range(3)) / 2**12
     assert mcnemar(one_scan_each(a), one_scan_each(b)) == pytest.approx(expected, abs=1e-12)
     assert mcnemar(one_scan_each(a), one_scan_each(a)) == 1.0
+
+
+def test_patients_needed_grows_with_the_square_of_what_is_missing() -> None:
+    assert patients_needed(PairedResult(0.02, -0.02, 0.06, 0.3), 100) == 400  # half width 0.04 is twice the difference
+    assert patients_needed(PairedResult(0.02, 0.01, 0.03, 0.01), 100) is None
+    assert patients_needed(PairedResult(0.0, -0.1, 0.1, 1.0), 100) is None
+    assert patients_needed(PairedResult(0.1, math.nan, math.nan, math.nan), 100) is None
+
+
+def test_interval_of_a_share_is_that_of_accuracy() -> None:
+    p = one_scan_each(np.random.default_rng(0).random(80) < 0.7)
+    share, interval = share_interval(p.predicted == p.labels, p.patients, 500, 0.95, 3)
+    assert interval == pytest.approx(intervals(p, "NCP", resamples=500, seed=3).values["accuracy"])
+    assert share == pytest.approx((p.predicted == p.labels).mean())
+    assert share_interval(np.ones(9, bool), [str(i) for i in range(9)], 100, 0.95, 0) == (1.0, None)
 
 
 def test_holm_by_hand() -> None:

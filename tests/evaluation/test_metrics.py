@@ -158,3 +158,19 @@ def test_broken_csv_is_explained_without_identifiers(tmp_path: Path, text: str, 
     with pytest.raises(CovidnetError, match=message) as caught:
         Predictions.load(tmp_path / "p.csv")
     assert "Doe" not in str(caught.value)
+
+
+def test_a_patient_is_the_mean_probability_of_its_scans() -> None:
+    logits = np.log([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    p = Predictions(("a", "b", "c"), ("x", "x", "y"), np.array([0, 0, 1]), logits, ("NCP", "Normal"))
+    grouped = p.by_patient()
+    assert grouped.scan_ids == ("x", "y")
+    assert grouped.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(grouped.probabilities(), [[0.55, 0.45], [0.3, 0.7]], atol=1e-12)
+
+
+def test_patients_of_two_labels_are_left_out() -> None:
+    p = Predictions(("a", "b", "c"), ("x", "x", "y"), np.array([0, 1, 1]), np.zeros((3, 2)), ("NCP", "Normal"))
+    assert p.by_patient().patients == ("y",)
+    with pytest.raises(CovidnetError, match="no patient's scans agree"):
+        p.subset([0, 1]).by_patient()

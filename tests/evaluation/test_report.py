@@ -12,9 +12,7 @@ from covidnet.errors import CovidnetError
 from covidnet.evaluation import bootstrap, metrics, plots
 from covidnet.evaluation.architecture import draw_architecture
 from covidnet.evaluation.bootstrap import PairedResult
-from covidnet.evaluation.metrics import Predictions
-from covidnet.evaluation.paper import PUBLISHED
-from covidnet.evaluation.report import (
+from covidnet.evaluation.context import (
     Candidate,
     Comparison,
     Dataset,
@@ -22,8 +20,10 @@ from covidnet.evaluation.report import (
     Localisation,
     ReportContext,
     SearchResult,
-    render,
 )
+from covidnet.evaluation.metrics import Predictions
+from covidnet.evaluation.paper import PUBLISHED
+from covidnet.evaluation.report import render
 
 CLASSES = ("NCP", "CP", "Normal")
 GENOTYPE = {
@@ -96,8 +96,8 @@ def full() -> ReportContext:
         compared(0.01, 0.2, 0.03),
         searches=[search(0.8, [0.7, 0.75])],
         examples=[Example("NCP taken for CP (0.55)", b"\x89PNG", correct=False)],
-        localisation=Localisation(20, 0.6, 0.3, 0.2, 0.1, (1, 4, 4)),
-        dataset=Dataset({"Source": "phantom"}, counts, counts, {"too few slices": 2}),
+        localisations=[Localisation(20, 0.6, 0.3, 0.2, 0.1, (1, 4, 4))],
+        dataset=Dataset({"source": "phantom"}, counts, counts, {"too few slices": 2}),
         provenance={"git_revision": "abc", "versions": {"numpy": "2.0"}},
         warnings=["synthetic scans"],
     )
@@ -164,7 +164,7 @@ def test_search_that_beats_half_or_less_of_the_random_networks_says_so() -> None
 
 
 def test_map_no_better_than_the_centre_says_so() -> None:
-    page = render(replace(minimal(), localisation=Localisation(20, 0.3, 0.3, 0.2, 0.1, (1, 2, 2))))
+    page = render(replace(minimal(), localisations=[Localisation(20, 0.3, 0.3, 0.2, 0.1, (1, 2, 2))]))
     assert "The map does no better than pointing at the centre" in page
 
 

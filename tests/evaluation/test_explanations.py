@@ -1,0 +1,66 @@
+"""Checks of the maps themselves, with MONAI's Grad-CAM as the independent source."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from covidnet.evaluation import explanations
+from covidnet.models import baselines
+from covidnet.models.blocks import Classifier
+from covidnet.training import loop
+
+
+def network(seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    features = nn.Sequential(
+        nn.Conv3d(1, 8, 3, 2, 1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 12, 3, 2, 1), nn.ReLU()
+    )
+    return Classifier(features, nn.Linear(12, 3)).eval()
+
+
+def scans(count: int = 4) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 16, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_grad_cam_of_a_pooled_linear_head_is_the_positive_part_of_the_exact_map() -> None:
+    # the gradient of a class's logit is its weight over the number of cells, everywhere (Selvaraju et al., 2017, sec. 3.1)
+    model, given = network(), scans(1)
+    exact = explanations.explain(model, given)[0, 1]
+    found = explanations.grad_cam(model, given, 1)
+    np.testing.assert_allclose(found, np.maximum(exact, 0) / exact.size, atol=1e-6)
+
+
+def test_grad_cam_works_on_a_baseline() -> None:
+    torch.manual_seed(0)
+    model = baselines.build("densenet3d121", 1, 3, (16, 32, 32)).eval()
+    heat = explanations.grad_cam(model, scans(1), 0)
+    assert heat.ndim == 3
+    assert np.isfinite(heat).all()
+    assert heat.min() >= 0
+
+
+def test_maps_are_exact_and_random_weights_destroy_them() -> None:
+    model, given = network(), scans()
+    maps = explanations.explain(model, given)
+    with torch.no_grad():
+        logits = model(loop.as_input(model, given)).numpy()
+    found = explanations.sanity(model, maps, logits, given, seed=7)
+    assert found.exactness < 1e-5
+    assert abs(found.random_correlation) < 0.5
+    assert found.scans == 4
+
+
+def test_randomising_leaves_the_model_itself_alone() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fresh = explanations.randomised(model, seed=3)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not torch.equal(fresh.head.weight, model.head.weight)
+
+
+def test_the_same_weights_do_not_pass_for_random_ones(monkeypatch) -> None:
+    model, given = network(), scans()
+    maps = explanations.explain(model, given)
+    monkeypatch.setattr(explanations, "randomised", lambda model, seed: model)
+    found = explanations.sanity(model, maps, np.zeros((4, 3)), given, seed=0)
+    assert found.random_correlation > 0.999
