@@ -18,6 +18,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
 ) -> None:
     """Choose the winner on validation, read the test split once, write the report.
 
@@ -31,8 +32,9 @@ def evaluate(
         evaluation: Results, plots, report.
         winner: A copy of the best model.
         metrics: The winner's figures on the test split.
-        confusion: The winner's confusion matrix on the test split.
+        confusion: The winner's confusion matrix on the test split, and its ROC curve for the positive class.
         report: The whole benchmark on one page.
+        summary: The answer and the table of models.
     """
     import csv
     import json
@@ -61,4 +63,9 @@ def evaluate(
         pairs = [(row["actual"], row["predicted"]) for row in csv.DictReader(stream)]
     classes = list(settings.classes)
     confusion.log_confusion_matrix(classes, [[pairs.count((a, p)) for p in classes] for a in classes])
+    with (out / "plots" / "roc.csv").open(newline="") as stream:
+        points = [row for row in csv.DictReader(stream) if row["class"] == settings.evaluate.positive]
+    curve = [[float(row[name]) for row in points] for name in ("false_positive_rate", "sensitivity", "threshold")]
+    confusion.log_roc_curve(*curve)
+    shutil.copyfile(out / "summary.md", summary.path)
     shutil.copyfile(out / "report.html", report.path)

@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from covidnet.data.audit import Audit
     from covidnet.data.packed import Packed
     from covidnet.deploy.findings import Findings
-    from covidnet.models.blocks import Classifier
     from covidnet.models.saved import Description
     from covidnet.training.volumes import Volumes
 
 Metrics = dict[str, Any]
-COARSE = "coarse.safetensors"
 
 
 def dataset_of(config: Config) -> Path:
@@ -246,24 +244,17 @@ def _train(
         torch.manual_seed(config.seed)
         model = loop.place(description.build(), device)
         cost = count(model, size, config.channels)
-        settings, share, spent = config.training, 1.0, 0.0
-        if description.genotype and description.genotype.strides:
-            # from scratch at fine strides a network finds the class, and its evidence lies beside the lesion;
-            # one that has learned at the space's strides keeps the two together
-            share, settings = 0.5, settings.model_copy(update={"lr": settings.lr / 2})
-            model, spent = _coarse_first(config, description, model, (train, validation), work)
         fitted = loop.fit(
             model,
             train,
             validation,
-            settings,
+            config.training,
             config.augment,
-            scans=round(share * loop.planned_scans(settings, len(train), cost.macs)),
+            scans=loop.planned_scans(config.training, len(train), cost.macs),
             seed=config.seed,
             work=work,
             title=f"train {description.name}",
         )
-        (work / COARSE).unlink(missing_ok=True)
         saved.save(work, model, description)
         rows = [packed.rows[i] for i in packed.split("validation")]
         Predictions(
@@ -279,7 +270,7 @@ def _train(
             "steps": fitted.steps,
             "scans_seen": fitted.scans_seen,
             "epochs": fitted.scans_seen / len(train),
-            "training_tmacs": spent + fitted.scans_seen * cost.macs / 1e12,
+            "training_tmacs": fitted.scans_seen * cost.macs / 1e12,
             "parameters": cost.parameters,
             "size_mib": cost.size_mib,
             "macs": cost.macs,
@@ -287,37 +278,6 @@ def _train(
         folder.write_json(work / "history.json", fitted.history)
         folder.write_json(work / "metrics.json", metrics)
     return metrics
-
-
-def _coarse_first(
-    config: Config, description: "Description", model: "Classifier", volumes: "tuple[Volumes, Volumes]", work: Path
-) -> "tuple[Classifier, float]":
-    """Spend half of the training budget at the space's own strides; the fine network goes on from those weights.
-
-    Returns:
-        The fine network, and the 10^12 multiply-accumulates spent.
-    """
-    from safetensors.torch import load_file, save_file
-
-    from covidnet.models import covidnet3d
-    from covidnet.models.cost import count
-    from covidnet.training import loop
-
-    if description.genotype is None:
-        raise ValueError("expected a found network")
-    train, validation = volumes
-    coarse = covidnet3d.build(replace(description.genotype, strides=()))
-    macs = count(coarse, description.size, config.channels).macs
-    scans = loop.planned_scans(config.training, len(train), macs) // 2
-    if not (work / COARSE).is_file():
-        coarse.load_state_dict(model.state_dict())
-        loop.fit(
-            loop.place(coarse, train.scans.device), train, validation, config.training, config.augment,
-            scans=scans, seed=config.seed, work=work, title=f"train {description.name}, coarse maps",
-        )  # fmt: skip
-        save_file({name: value.contiguous() for name, value in coarse.state_dict().items()}, work / COARSE)
-    model.load_state_dict(load_file(work / COARSE))
-    return model, scans * macs / 1e12
 
 
 def _draw_search(work: Path) -> None:

@@ -24,11 +24,11 @@ def write(plots: Path, test: Predictions, temperature: float, positive: str) -> 
     plots.mkdir(exist_ok=True)
     p = test.probabilities(temperature)
     roc = [
-        (name, x, y)
+        (name, x, y, min(float(t), 1.0))  # the first threshold is infinite: nobody is called positive
         for k, name in enumerate(test.classes)
-        for x, y in zip(*roc_curve(test.labels == k, p[:, k])[:2], strict=True)
+        for x, y, t in zip(*roc_curve(test.labels == k, p[:, k]), strict=True)
     ]
-    _write(plots / "roc.csv", ("class", "false_positive_rate", "sensitivity"), roc)
+    _write(plots / "roc.csv", ("class", "false_positive_rate", "sensitivity", "threshold"), roc)
     pairs = zip(test.labels, test.predicted, strict=True)
     _write(plots / "confusion.csv", ("actual", "predicted"), ((test.classes[a], test.classes[b]) for a, b in pairs))
     bins = [

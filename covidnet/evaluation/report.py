@@ -71,6 +71,30 @@ def render(context: ReportContext) -> str:
     return page + "\n"
 
 
+def summary(context: ReportContext) -> str:
+    """The answer and the table of models as Markdown, for places that show no page."""
+    winner = _candidate(context, context.winner)
+    rows = [
+        f"| {c.name} | {c.size_mib:.2f} | "
+        + " | ".join(f"{_percent(c.test[key])} ({_interval(c.intervals[key])})" for key in COLUMNS)
+        + " |"
+        for c in context.candidates
+    ]
+    return "\n".join(
+        [
+            f"**{winner.name}** classified {_percent(winner.test['accuracy'])} % of {len(winner.predictions)} test scans "
+            f"correctly ({context.confidence:.0%} interval {_interval(winner.intervals['accuracy'])}). {_verdict(context)}",
+            "",
+            "| model | MiB | " + " | ".join(COLUMNS.values()) + " |",
+            "|---" * (len(COLUMNS) + 2) + "|",
+            *rows,
+            "",
+            "Research use only, no output is a diagnosis.",
+            "",
+        ]
+    )
+
+
 def _candidate(context: ReportContext, name: str) -> Candidate:
     for candidate in context.candidates:
         if candidate.name == name:

@@ -31,7 +31,7 @@ from covidnet.evaluation import (
 )
 from covidnet.evaluation.candidates import Candidate, choose, metrics_of, predict, title, volumes_of
 from covidnet.evaluation.context import Comparison, Dataset, Foreign, ReportContext, SearchResult
-from covidnet.evaluation.report import render
+from covidnet.evaluation.report import render, summary
 from covidnet.models.blocks import Classifier
 from covidnet.models.covidnet3d import Genotype
 from covidnet.progress import progress
@@ -105,6 +105,7 @@ def run(
         ],
     )
     (work / "report.html").write_text(render(shown))
+    (work / "summary.md").write_text(summary(shown))
     (work / "overlays").mkdir(exist_ok=True)
     for number, example in enumerate(examples, start=1):
         (work / "overlays" / f"{number:02d}-{'right' if example.correct else 'wrong'}.png").write_bytes(example.png)

@@ -424,7 +424,11 @@ def test_evaluate_sees_candidates_as_under_results_and_hands_on_the_winner(tmp_p
         (out / "plots").mkdir(parents=True)
         (out / "results.json").write_text(json.dumps({"winner": {"folder": "baseline/mc3_18"}}))
         (out / "plots" / "confusion.csv").write_text("actual,predicted\nNCP,NCP\nNCP,CP\nCP,CP\nNormal,NCP\n")
+        (out / "plots" / "roc.csv").write_text(
+            "class,false_positive_rate,sensitivity,threshold\nNCP,0,0,1\nNCP,1,1,0.2\nCP,0,0.5,0.4\n"
+        )
         (out / "report.html").write_text("<h1>report</h1>")
+        (out / "summary.md").write_text("**found**")
         return {"accuracy": 0.5, "winner": "mc3_18", "kappa": None}
 
     monkeypatch.setattr("covidnet.stages.evaluate", stage)
@@ -434,6 +438,7 @@ def test_evaluate_sees_candidates_as_under_results_and_hands_on_the_winner(tmp_p
         "metrics": artifact(dsl.Metrics, tmp_path / "metrics"),
         "confusion": artifact(dsl.ClassificationMetrics, tmp_path / "confusion"),
         "report": artifact(dsl.HTML, tmp_path / "report"),
+        "summary": artifact(dsl.Markdown, tmp_path / "summary"),
     }
     dataset = artifact(dsl.Dataset, tmp_path / "dataset")
     evaluate.evaluate.python_func(params="{}", code="", dataset=dataset, **candidates, **outputs)
@@ -445,7 +450,10 @@ def test_evaluate_sees_candidates_as_under_results_and_hands_on_the_winner(tmp_p
     matrix = outputs["confusion"].metadata["confusionMatrix"]
     assert [spec["displayName"] for spec in matrix["annotationSpecs"]] == ["NCP", "CP", "Normal"]
     assert [row["row"] for row in matrix["rows"]] == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    curve = outputs["confusion"].metadata["confidenceMetrics"]
+    assert [(p["falsePositiveRate"], p["recall"], p["confidenceThreshold"]) for p in curve] == [(0, 0, 1), (1, 1, 0.2)]
     assert (tmp_path / "report").read_text() == "<h1>report</h1>"
+    assert (tmp_path / "summary").read_text() == "**found**"
 
 
 def test_export_gets_the_winner_under_its_own_name(tmp_path, monkeypatch, candidates):
