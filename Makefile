@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: monitor demo test fast lint wheel bench image clean
+.PHONY: monitor demo test fast lint wheel bench fuzz image clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -20,6 +20,9 @@ lint: .venv/.ready            ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: .venv/.ready            ## 10,000 damaged files through the readers
+	$(BIN)/python -m benchmarks.fuzz_readers
 
 bench: .venv/.ready           ## side-by-side benchmarks of this machine
 	for name in depthwise engines predict; do $(BIN)/python -m benchmarks.$$name; done

@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, config, dcmread
+from pydicom import Dataset, config
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 
 from covidnet.data.scan import Scan
 from covidnet.data.sources import axes, jpeg_lossless
-from covidnet.data.sources.dicom_headers import PARSE_ERRORS, Slice, is_dicom, read_headers
+from covidnet.data.sources.dicom_headers import PARSE_ERRORS, Slice, is_dicom, read_file, read_headers
 from covidnet.data.sources.limits import check_ratio, check_voxels
 from covidnet.errors import ScanError
 
@@ -200,7 +200,7 @@ def _decode(stack: list[Slice | None]) -> np.ndarray:
 
 def _open(file: Path, index: int) -> Dataset:
     try:
-        return dcmread(file, force=True)
+        return read_file(file)
     except PARSE_ERRORS as error:
         raise ScanError(f"slice {index} can't be read ({type(error).__name__}); the file is damaged") from None
 

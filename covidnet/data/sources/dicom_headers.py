@@ -1,5 +1,6 @@
 """What a DICOM header says about a CT slice, classic or enhanced multi-frame, read without its pixels."""
 
+import mmap
 import re
 import struct
 import zlib
@@ -186,10 +187,20 @@ def _parse(file: Path) -> Dataset | None:
     try:
         if DeflatedExplicitVRLittleEndian.encode() in head:
             _check_inflated_bytes(file)
-        header = dcmread(file, force=True, stop_before_pixels=True, specific_tags=TAGS)
+        header = read_file(file, stop_before_pixels=True, specific_tags=TAGS)
     except PARSE_ERRORS:
         return None
     return header if "SOPClassUID" in header or "Rows" in header else None
+
+
+def read_file(file: Path, **options: Any) -> Dataset:
+    """`dcmread` from a mapped file, which has no more to give than is there: a length in a header may say 4 GiB.
+
+    Raises:
+        any of `PARSE_ERRORS`.
+    """
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return dcmread(content, force=True, **options)
 
 
 def _check_inflated_bytes(file: Path) -> None:
