@@ -4,6 +4,7 @@ Every heavy import sits inside its verb, so that `covidnet --help` answers at on
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from covidnet.errors import CovidnetError, UsageError
 from covidnet.export.verbs import app as bundle_app
+from covidnet.progress import first_process
 
 app = typer.Typer(
     name="covidnet",
@@ -498,6 +500,8 @@ def _size(text: str) -> tuple[int, int, int]:
 
 def main() -> None:
     """Entry point: faults a user can mend end with a message, never with a traceback."""
+    if not first_process():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process runs
     try:
         app()
     except CovidnetError as error:

@@ -1,5 +1,6 @@
 """Progress of long work: a bar with the time left on a terminal, plain lines elsewhere. Always on stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,11 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
+def first_process() -> bool:
+    """Whether this is the process that speaks, where `torchrun` started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show progress of ``total`` steps, ``done`` of them finished in an earlier run.
@@ -18,7 +24,9 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     Yields:
         a function to call after each step, with a short note (the current loss, say).
     """
-    if sys.stderr.isatty():
+    if not first_process():
+        yield lambda steps=1, note="": None
+    elif sys.stderr.isatty():
         with _bar(title, total, done) as advance:
             yield advance
     else:

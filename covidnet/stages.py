@@ -107,17 +107,18 @@ def baseline(config: Config, dataset: Path, out: Path, model: str) -> Metrics:
 def search(config: Config, dataset: Path, out: Path, variant: str) -> Metrics:
     """Architecture search on the training split (`covidnet.search`), compared with random architectures."""
     from covidnet.models.covidnet3d import SPACES
+    from covidnet.training import distributed
 
     if variant not in SPACES:
         raise UsageError(f"--variant {variant}: unknown; the search spaces are {', '.join(SPACES)}")
     parameters = {**_parameters(config, "search", "augment", "classes", "channels", "seed"), "variant": variant}
-    with folder.write(out, "search", parameters, {"dataset": folder.require(dataset, "ingest")}) as work:
+    with distributed.write(out, "search", parameters, {"dataset": folder.require(dataset, "ingest")}) as work:
         if work is None:
             return _unchanged(out)
         from covidnet.search.run import run
 
         packed, _ = _packed(config, dataset)
-        metrics = run(config, packed, variant, _device(), work)
+        metrics = run(config, packed, variant, distributed.device(), work)
         _draw_search(work)
     return metrics
 
@@ -150,8 +151,9 @@ def evaluate(config: Config, dataset: Path, candidates: Sequence[Path], out: Pat
             return _unchanged(out)
         from covidnet.evaluation import seal
         from covidnet.evaluation.run import run
+        from covidnet.training import distributed
 
-        return run(config, dataset, candidates, _device(), work, out.parent / seal.LOG)
+        return run(config, dataset, candidates, distributed.device(), work, out.parent / seal.LOG)
 
 
 def export(config: Config, dataset: Path, evaluated: Path, candidates: Sequence[Path], out: Path) -> Metrics:
@@ -223,12 +225,14 @@ def _train(
     config: Config, dataset: Path, out: Path, description: "Description", stage: str, inputs: dict[str, Path]
 ) -> Metrics:
     """Train a described network from scratch: what baseline and retrain have in common."""
+    from covidnet.training import distributed
+
     inputs = {"dataset": folder.require(dataset, "ingest"), **inputs}
     parameters = {
         **_parameters(config, "training", "augment", "classes", "channels", "seed"),
         "model": description.to_dict(),
     }
-    with folder.write(out, stage, parameters, inputs) as work:
+    with distributed.write(out, stage, parameters, inputs) as work:
         if work is None:
             return _unchanged(out)
         import torch
@@ -236,14 +240,16 @@ def _train(
         from covidnet.evaluation.metrics import Predictions
         from covidnet.models import saved
         from covidnet.models.cost import count
+        from covidnet.models.synchronised import synchronise
         from covidnet.training import loop
 
         packed, size = _packed(config, dataset)
-        device = _device()
+        device = distributed.device()
         train, validation = (_volumes(config, packed, name, device) for name in ("train", "validation"))
         torch.manual_seed(config.seed)
         model = loop.place(description.build(), device)
         cost = count(model, size, config.channels)
+        synchronise(model)
         fitted = loop.fit(
             model,
             train,
@@ -308,12 +314,6 @@ def _volumes(config: Config, packed: "Packed", split: str, device: "torch.device
 
     depth, height, width = packed.scans.shape[1:]
     return select(packed, packed.split(split), config.classes, (depth, height, width), device)
-
-
-def _device() -> "torch.device":
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _ingest_parameters(config: Config) -> dict[str, Any]:

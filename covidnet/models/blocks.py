@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from covidnet.models.synchronised import Dropout
+
 
 class Classifier(nn.Module):
     """A network whose head is global average pooling and one linear layer, so that its class activation map is exact.
@@ -18,7 +20,7 @@ class Classifier(nn.Module):
     def __init__(self, features: nn.Module, head: nn.Linear, dropout: float = 0.0) -> None:
         super().__init__()
         self.features = features
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = head
 
     def forward(self, volume: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from covidnet.models.blocks import Classifier
 from covidnet.models.covidnet3d import Genotype, MBConv, Operation, Space, build, conv_bn, initialise
 from covidnet.models.depthwise import depthwise_conv3d
+from covidnet.models.synchronised import batch_norm
 
 
 class SharedBlock(nn.Module):
@@ -33,11 +34,11 @@ class SharedBlock(nn.Module):
             return x
         w, hidden, crop = self.weights, self.width * operation.expansion, self._crop(operation)
         y = nn.functional.conv3d(x, w.expand.weight[:hidden])  # (B, e*C, D, H, W)
-        y = nn.functional.relu6(batch_norm(y, w.bn1, hidden))
+        y = nn.functional.relu6(_normalise(y, w.bn1, hidden))
         y = depthwise_conv3d(y, w.depthwise.weight[:hidden, :, crop, crop, crop])
-        y = nn.functional.relu6(batch_norm(y, w.bn2, hidden))
+        y = nn.functional.relu6(_normalise(y, w.bn2, hidden))
         y = nn.functional.conv3d(y, w.project.weight[:, :hidden])  # (B, C, D, H, W)
-        y = batch_norm(y, w.bn3, self.width)
+        y = _normalise(y, w.bn3, self.width)
         return x + (y if gate is None else y * gate)
 
     def extract(self, operation: Operation) -> MBConv:
@@ -154,8 +155,6 @@ class Supernet(nn.Module):
         return network
 
 
-def batch_norm(x: Tensor, norm: nn.BatchNorm3d, channels: int) -> Tensor:
+def _normalise(x: Tensor, norm: nn.BatchNorm3d, channels: int) -> Tensor:
     """Normalise with batch statistics and the first ``channels`` affine weights; no running statistics are kept."""
-    return nn.functional.batch_norm(
-        x, None, None, norm.weight[:channels], norm.bias[:channels], training=True, eps=norm.eps
-    )
+    return batch_norm(x, norm.weight[:channels], norm.bias[:channels], norm.eps)

@@ -24,6 +24,7 @@ from covidnet.models.supernet import Supernet
 from covidnet.progress import progress
 from covidnet.search.budget import Costing
 from covidnet.search.gumbel import anneal, entropy, sample
+from covidnet.training import distributed
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
 from covidnet.training.loop import layout, one_cycle, parameter_groups
 from covidnet.training.volumes import Volumes, generator
@@ -70,9 +71,10 @@ def search(
     Raises:
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
     """
+    distributed.check_batch(settings.batch, "search.batch")
     run = _Run(supernet, costing, weight_half, alpha_half, settings, augmentation, seed)
     checkpoint = Checkpoint(work / "checkpoint.pt")
-    if saved := checkpoint.load():
+    if saved := distributed.from_first(checkpoint.load()):
         run.load_state(saved)
     total = settings.warmup_steps + settings.steps
     with graceful() as interrupted, progress(title, total, run.step) as advance:
@@ -86,7 +88,7 @@ def search(
                     f"or search.alpha_lr ({settings.alpha_lr}), then run again"
                 )
             advance(note=f"{row['phase']}, loss {row['weight_loss']:.2f}, {row['expected_size_mib']:.1f} MiB expected")
-            if interrupted():
+            if distributed.anyone(interrupted()):
                 checkpoint.save(run.state())
                 raise stop(title)
             if checkpoint.due():
@@ -157,9 +159,10 @@ class _Run:
         loss = self._loss(self.weight_half, self.step, 1, path.tolist(), None)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, 5.0)
         self.weight_optimizer.step()
-        return float(loss.detach())
+        return distributed.mean(loss)
 
     def _update_alpha(self, temperature: float) -> float:
         """Update alpha on the other patients; weights are frozen, so no weight gradient is computed."""
@@ -169,14 +172,16 @@ class _Run:
         loss = self._loss(self.alpha_half, self.step, 3, path.tolist(), gates)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients([self.alpha])
         self.alpha_optimizer.step()
         for weight in self.weights:
             weight.requires_grad_(True)
-        return float(loss.detach())
+        return distributed.mean(loss)
 
     def _loss(self, half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None) -> Tensor:
         scans, labels = half.batch(step, self.settings.batch, self.seed + stream)
-        volume = layout(augment(scans, self.augmentation, generator(self.seed, stream, step)))  # (B, 1, D, H, W)
+        volume = augment(scans, self.augmentation, generator(self.seed, stream, step))  # (B, 1, D, H, W)
+        volume, labels = layout(distributed.share(volume)), distributed.share(labels)
         device_type = volume.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
             logits = self.supernet(volume.expand(-1, self.supernet.channels, -1, -1, -1), path, gates)

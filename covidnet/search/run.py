@@ -15,6 +15,7 @@ from covidnet.data.packed import Packed
 from covidnet.models import cost
 from covidnet.models.covidnet3d import SPACES
 from covidnet.models.supernet import Supernet
+from covidnet.models.synchronised import synchronise
 from covidnet.progress import progress
 from covidnet.search import result
 from covidnet.search.budget import BlockChoice, Costing
@@ -37,6 +38,7 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
     validation = select(packed, packed.split("validation"), config.classes, settings.size, device)
     torch.manual_seed(config.seed)
     supernet = place(Supernet(space, config.channels, len(config.classes), settings.share_weights), device)
+    synchronise(supernet)
     random = result.random_paths(costing, settings.random, generator(config.seed, 10))
 
     def judge(path: BlockChoice, held_out: Volumes) -> result.Judgement:

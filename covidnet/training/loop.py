@@ -14,6 +14,7 @@ from covidnet.data.augment import augment
 from covidnet.errors import CovidnetError
 from covidnet.models.blocks import Classifier
 from covidnet.progress import progress
+from covidnet.training import distributed
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
 from covidnet.training.volumes import Volumes, generator
 
@@ -74,13 +75,14 @@ def fit(
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
     """
     batch = min(settings.batch, len(train))
+    distributed.check_batch(batch, "training.batch")
     steps = max(1, scans // batch)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / steps))
     marks = evaluation_steps(steps, affordable(settings.evaluations, scans, len(validation)))
     state: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_steps": 0, "history": [], "best": None}
     checkpoint = Checkpoint(work / "checkpoint.pt")
-    if saved := checkpoint.load():
+    if saved := distributed.from_first(checkpoint.load()):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -117,7 +119,7 @@ def fit(
                 note=f"loss {loss:.3f}"
                 + (f", validation accuracy {state['history'][-1]['accuracy']:.3f}" if state["history"] else "")
             )
-            if interrupted():
+            if distributed.anyone(interrupted()):
                 save()
                 raise stop(title)
             if checkpoint.due():
@@ -136,16 +138,18 @@ def update(
     settings: Training,
     rng: torch.Generator,
 ) -> float:
-    """One weight update; returns the loss."""
+    """One weight update on this process's share of a batch; returns the loss of all of it."""
+    volume, labels = distributed.share(volume), distributed.share(labels)
     torch.manual_seed(rng.initial_seed())  # dropout draws from the global generator
     with torch.autocast(volume.device.type, torch.bfloat16, enabled=mixed_precision(settings, volume.device)):
         logits = model(with_channels(model, layout(volume)))
     loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    distributed.average_gradients(model.parameters())
     nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
     optimizer.step()
-    return float(loss.detach())
+    return distributed.mean(loss)
 
 
 def logits(model: nn.Module, volumes: Volumes, batch: int = 32) -> np.ndarray:

@@ -1,0 +1,65 @@
+"""What `test_distributed` runs in one process and under `torchrun` in two: a toy search and a toy training."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from covidnet.config import Augment, Budget, Search, Training
+from covidnet.models import cost
+from covidnet.models.blocks import Classifier
+from covidnet.models.covidnet3d import Space
+from covidnet.models.supernet import Supernet
+from covidnet.models.synchronised import synchronise
+from covidnet.progress import first_process
+from covidnet.search.budget import Costing
+from covidnet.search.dnas import search
+from covidnet.training import distributed
+from covidnet.training.loop import as_input, fit
+from covidnet.training.volumes import Volumes
+
+SIZE = (8, 16, 16)
+SPACE = Space("toy", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
+
+
+def volumes(seed: int) -> Volumes:
+    rng = np.random.default_rng(seed)
+    return Volumes(torch.from_numpy(rng.integers(0, 255, (24, *SIZE), dtype=np.uint8)), torch.arange(24) % 3)
+
+
+def searched(work: Path) -> dict:
+    settings = Search(size=SIZE, batch=8, warmup_steps=4, steps=8, budget=Budget(size_mib=None))
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE, 1, 3)
+    synchronise(supernet)
+    result = search(
+        supernet, Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget), volumes(0), volumes(1), settings, Augment(),
+        seed=0, work=work, title="toy search", after_warmup=lambda: 0.5,
+    )  # fmt: skip
+    losses = [[row["weight_loss"], row["alpha_loss"] or 0.0] for row in result.history]
+    # not the weights themselves: a bias that the next normalisation takes out again has a gradient of rounding errors
+    with torch.no_grad():
+        logits = supernet(as_input(supernet, volumes(1).scans), result.alpha.argmax(dim=1).tolist())
+    return {"alpha": result.alpha, "losses": torch.tensor(losses), "logits": logits}
+
+
+def trained(work: Path) -> dict:
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv3d(1, 8, 3, stride=2, bias=False), nn.BatchNorm3d(8), nn.ReLU())
+    model = Classifier(features, nn.Linear(8, 3), dropout=0.3)
+    synchronise(model)
+    settings = Training(batch=8, evaluations=2)
+    fit(model, volumes(0), volumes(1), settings, Augment(), scans=160, seed=0, work=work, title="toy training")
+    return dict(model.state_dict())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    distributed.device()
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        outcome = {"search": searched(Path(one)), "training": trained(Path(two))}
+    if first_process():
+        torch.save(outcome, sys.argv[1])
