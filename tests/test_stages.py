@@ -209,7 +209,7 @@ EVERY_MODEL = {"baseline@densenet3d121", "retrain@S"}
         ({"search": {"alpha_lr": 0.01}}, {"search@S"}),
         ({"augment": {"noise": 0.0}}, {*EVERY_MODEL, "search@S"}),
         ({"evaluate": {"bootstrap": 150}}, {"evaluate"}),
-        ({"export": {"false_alarm_rate": 0.1}}, {"export"}),
+        ({"export": {"false_alarm_rate": 0.1}}, {"evaluate", "export"}),
     ],
 )
 def test_a_parameter_is_declared_by_the_stages_that_read_it(chain, change, stages):

@@ -59,7 +59,7 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
         (["audit", ".", "--splits", "a.json"], 2, "expected two or three files"),
         (["ingest", "--params", "nowhere.yaml"], 2, "no such file: nowhere.yaml"),
         (["ingest", "-S", "data.source=nifti", "-S", "data.root=nowhere"], 2, "no such folder: nowhere"),
-        (["inspect", "nowhere.nii.gz"], 2, "nowhere.nii.gz"),
+        (["inspect", "nowhere.nii.gz"], 2, "no such file or folder"),
         (["predict", "nowhere.nii.gz", "--bundle", "nowhere"], 1, "nowhere"),
         (["evaluate", "--unknown"], 2, "No such option"),
     ],

@@ -80,10 +80,11 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean ``(C,)``, biased variance ``(C,)`` and number of values per channel, over all processes."""
     count = x.numel() // x.shape[1] * dist.get_world_size()
     values = x.float()
-    mean = _SumOverProcesses.apply(values.sum(dim=(0, 2, 3, 4))) / count
+    mean = _SumOverProcesses.apply(values.sum(dim=(0, 2, 3, 4))) / count  # type: ignore[no-untyped-call]
     # from the deviations: the mean of squares less the squared mean cancels in float32
     deviation = values - mean[:, None, None, None]
-    variance = _SumOverProcesses.apply((deviation * deviation).sum(dim=(0, 2, 3, 4))) / count
+    squares = (deviation * deviation).sum(dim=(0, 2, 3, 4))
+    variance = _SumOverProcesses.apply(squares) / count  # type: ignore[no-untyped-call]
     return mean, variance, count
 
 
