@@ -44,10 +44,10 @@ class Burden:
     target_hu: np.ndarray
 
 
-def add_distractors(grid: Grid, chest: Chest, difficulty: float, rng: np.random.Generator) -> None:
+def add_distractors(grid: Grid, chest: Chest, hardness: float, rng: np.random.Generator) -> None:
     """Paint harmless findings: dependent and plate atelectasis, nodules, apical scars, faint patches."""
-    present = rng.random(5) < np.array([0.35, 0.2, 0.25, 0.2, 0.0]) + difficulty * np.array([0.4, 0.3, 0.3, 0.25, 0.3])
-    strength = rng.uniform(0.35, 1.0, 5) * (0.6 + 0.4 * difficulty)
+    present = rng.random(5) < np.array([0.35, 0.2, 0.25, 0.2, 0.0]) + hardness * np.array([0.4, 0.3, 0.3, 0.25, 0.3])
+    strength = rng.uniform(0.35, 1.0, 5) * (0.6 + 0.4 * hardness)
     burden = _nothing(grid)
     if present[0]:
         _dependent_atelectasis(grid, chest, burden, strength[0], rng)
@@ -65,14 +65,14 @@ def add_distractors(grid: Grid, chest: Chest, difficulty: float, rng: np.random.
     _apply(chest, burden)
 
 
-def add_pneumonia(label: str, grid: Grid, chest: Chest, difficulty: float, rng: np.random.Generator) -> np.ndarray:
+def add_pneumonia(label: str, grid: Grid, chest: Chest, hardness: float, rng: np.random.Generator) -> np.ndarray:
     """Paint the pneumonia of ``label``; returns where it is, ``bool (D, H, W)``."""
-    habit = _blend_habits(label, difficulty, rng)
-    reach = float(np.exp(rng.normal(0.0, 0.1 + 0.15 * difficulty)))  # severity of this patient
-    visibility = float(np.exp(rng.normal(0.0, 0.05 + 0.15 * difficulty)).clip(0.5, 1.5))
-    contrast = min((1.0 - 0.4 * difficulty) * visibility, 1.0)
-    shrink = (1.15 - 0.4 * difficulty) * reach
-    count = max(1, round(int(rng.integers(habit.foci[0], habit.foci[1] + 1)) * (1.0 - 0.35 * difficulty) * reach))
+    habit = _blend_habits(label, hardness, rng)
+    reach = float(np.exp(rng.normal(0.0, 0.1 + 0.15 * hardness)))  # severity of this patient
+    visibility = float(np.exp(rng.normal(0.0, 0.05 + 0.15 * hardness)).clip(0.5, 1.5))
+    contrast = min((1.0 - 0.4 * hardness) * visibility, 1.0)
+    shrink = (1.15 - 0.4 * hardness) * reach
+    count = max(1, round(int(rng.integers(habit.foci[0], habit.foci[1] + 1)) * (1.0 - 0.35 * hardness) * reach))
     main = int(rng.choice((-1, 1)))
     sides = (-1, 1) if rng.random() < habit.bilateral else (main,)
     burden = _nothing(grid)
@@ -97,10 +97,10 @@ def add_pneumonia(label: str, grid: Grid, chest: Chest, difficulty: float, rng: 
     return (_apply(chest, burden) > 0.3 * contrast) & (chest.lung > 0.5)
 
 
-def _blend_habits(label: str, difficulty: float, rng: np.random.Generator) -> Habit:
+def _blend_habits(label: str, hardness: float, rng: np.random.Generator) -> Habit:
     """The label's own habit, with each attribute taken from the other class now and then."""
     own, other = HABITS[label], HABITS["CP" if label == "NCP" else "NCP"]
-    borrowed = rng.random(8) < 0.15 * difficulty
+    borrowed = rng.random(8) < 0.15 * hardness
     source = [other if swap else own for swap in borrowed]
     return Habit(
         bilateral=source[0].bilateral,

@@ -26,8 +26,8 @@ class Scanner:
     round_field: bool  # voxels outside the reconstruction circle are padded
 
 
-def draw(detail: tuple[int, int, int], difficulty: float, rng: np.random.Generator) -> tuple[Scanner, Pose, Body]:
-    """Draw a patient and an acquisition; the distributions don't depend on anything but ``difficulty``."""
+def draw(detail: tuple[int, int, int], hardness: float, rng: np.random.Generator) -> tuple[Scanner, Pose, Body]:
+    """Draw a patient and an acquisition; the distributions don't depend on anything but ``hardness``."""
     build, height = rng.normal(0.0, 1.0, 2).clip(-2.2, 2.2)
     size = (
         1.0 + 0.07 * height,
@@ -42,7 +42,7 @@ def draw(detail: tuple[int, int, int], difficulty: float, rng: np.random.Generat
         breast_mm=float(rng.uniform(14.0, 42.0) if female else rng.uniform(0.0, 8.0)),
         lung_hu=float(-905.0 + 110.0 * shallow + rng.normal(0.0, 14.0)),
         gravity_hu=float(rng.uniform(25.0, 70.0) + 60.0 * shallow),
-        mosaic_hu=float(rng.uniform(4.0, 16.0) + 26.0 * difficulty * rng.random() ** 2),
+        mosaic_hu=float(rng.uniform(4.0, 16.0) + 26.0 * hardness * rng.random() ** 2),
         blood_hu=float(rng.uniform(120.0, 280.0) if rng.random() < 0.4 else rng.normal(42.0, 4.0)),
         dome_mm=(
             float(196.0 - 26.0 * shallow + rng.normal(0.0, 5.0)),
@@ -57,7 +57,7 @@ def draw(detail: tuple[int, int, int], difficulty: float, rng: np.random.Generat
         rotation_rad=float(rng.normal(0.0, 0.03)),
         kyphosis_mm=float(rng.uniform(2.0, 22.0)),
         warp_mm=float(rng.uniform(1.5, 3.2)),
-        breathing_mm=float(rng.uniform(1.5, 4.5) if rng.random() < 0.12 + 0.2 * difficulty else 0.0),
+        breathing_mm=float(rng.uniform(1.5, 4.5) if rng.random() < 0.12 + 0.2 * hardness else 0.0),
     )
     slices = max(8, round(detail[0] * rng.uniform(0.7, 1.3)))
     length_mm = (LUNG_BOTTOM_MM + rng.uniform(8.0, 50.0) - pose.top_mm) * size[0]
