@@ -59,7 +59,7 @@ def model(channels: int = 1) -> Classifier:
     return toy.eval()
 
 
-def write(folder: Path) -> bundle.Bundle:
+def write(folder: Path, calibration: bundle.Calibration = CALIBRATION) -> bundle.Bundle:
     """Export the network and write its bundle to ``folder / "bundle"``."""
     preprocess = Spec(size=SIZE).to_dict()
     metadata = bundle.metadata(CLASSES, preprocess, GENOTYPE, TEMPERATURE)
@@ -73,7 +73,7 @@ def write(folder: Path) -> bundle.Bundle:
         genotype=GENOTYPE,
         preprocess=preprocess,
         labels=CLASSES,
-        calibration=CALIBRATION,
+        calibration=calibration,
         card="# Toy\n",
         extras={"reference.json": json.dumps(REFERENCE).encode()},
     )

@@ -11,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import numpy as np
 import pytest
-from toy_bundle import SIZE, write
+from toy_bundle import SIZE, TEMPERATURE, detector, write
 
 from covidnet.config import Deploy
 from covidnet.deploy.endpoint import Endpoint, EndpointError
 from covidnet.deploy.smoke import smoke_test, watch
+from covidnet.export.bundle import Calibration
 from covidnet.inference.engine import load
 
 SETTINGS = Deploy(watch_s=0.2, pause_s=0)
@@ -23,12 +24,13 @@ SETTINGS = Deploy(watch_s=0.2, pause_s=0)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("toy"))
+    """One that knows dark volumes, as those below, and finds uniform noise foreign."""
+    return write(tmp_path_factory.mktemp("toy"), Calibration(TEMPERATURE, detector(300.0)))
 
 
 @pytest.fixture(scope="module")
 def volumes():
-    return np.random.default_rng(0).integers(0, 256, (4, *SIZE), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 40, (4, *SIZE), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
