@@ -61,7 +61,7 @@ def configure(
         baselines: Human-designed networks to train.
         variants: Search spaces: S, L.
         profile: Empty, like all that follow to `namespace`: as in params.
-        data_source: phantom, nifti, slices or dicom.
+        data_source: phantom, nifti, slices, dicom, ccccii, mosmed or covidctset.
         data_root: Folder of the raw scans, as the pod sees it.
         data_labels: CSV of path, label, patient.
         data_revision: Expected digest of the raw scans.

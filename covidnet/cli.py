@@ -118,7 +118,10 @@ def ingest(
 
 
 @app.command(
-    epilog=_example("covidnet audit results/dataset", "covidnet audit . --splits train.json validation.json test.json")
+    epilog=_example(
+        "covidnet audit results/dataset --html audit.html",
+        "covidnet audit . --splits train.json validation.json test.json",
+    )
 )
 def audit(
     path: Annotated[Path, typer.Argument(help="Packed dataset, or the folder that the split files are relative to.")],
@@ -129,9 +132,13 @@ def audit(
         ),
     ] = False,
     files: Annotated[list[Path] | None, typer.Argument(help="The split files.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the findings as a page, with pictures.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look for leaks: patients in two splits, a split inside another, duplicate scans, empty classes. Exit 1 on a leak."""
+    """Look for leaks: patients in two splits, a split in another, duplicate and near-duplicate scans. Exit 1 on a leak.
+
+    Classes that a split lacks, and shortcuts that tell the class without a lung, are noted.
+    """
     from covidnet.data.audit import audit_packed, audit_splits
 
     if splits:
@@ -142,6 +149,11 @@ def audit(
         result = audit_splits(dict(zip(names, named, strict=True)))
     else:
         result = audit_packed(path)
+    if html is not None:
+        from covidnet.data import packed
+        from covidnet.data.audit import page
+
+        html.write_text(page.render(result, None if splits else packed.read(path)))
     if as_json:
         print(json.dumps(result.to_dict()))
     else:

@@ -77,20 +77,21 @@ def ingest_shard(config: Config, dataset: Path, shard: tuple[int, int]) -> Metri
 
 def ingest(config: Config, out: Path, *, merge: bool = False) -> Metrics:
     """Source to packed dataset (`covidnet.data.ingest`) with a contact sheet; with ``merge``, from its shards."""
-    from covidnet.data import contact_sheet, datasets, packed
+    from covidnet.data import audit, contact_sheet, datasets, packed
     from covidnet.data import ingest as data_ingest
 
     shards = sorted(shards_of(out).glob("*-of-*[0-9]")) if merge else []
     with folder.write(out, "ingest", _ingest_parameters(config), {}) as work:
-        if work is None:
-            return _unchanged(out)
-        metrics = data_ingest.merge(config, shards, work) if merge else data_ingest.ingest(config, work, out)
-        if config.data.splits is not None:
-            metrics |= datasets.write_missing(config.data, work / "missing.csv")
-        contact_sheet.write(packed.read(work), config.classes, work / "contact_sheet.png")
-        folder.write_json(work / "preprocess.json", data_ingest.spec_of(config.data).to_dict())
-        folder.write_json(work / "metrics.json", metrics)
-    return metrics
+        if work is not None:
+            metrics = data_ingest.merge(config, shards, work) if merge else data_ingest.ingest(config, work, out)
+            if config.data.splits is not None:
+                metrics |= datasets.write_missing(config.data, work / "missing.csv")
+            contact_sheet.write(packed.read(work), config.classes, work / "contact_sheet.png")
+            audit.write(work)
+            folder.write_json(work / "preprocess.json", data_ingest.spec_of(config.data).to_dict())
+            folder.write_json(work / "metrics.json", metrics)
+    audit.require_clean(out, config.data.allow)  # after the dataset is whole, so that its audit can be read
+    return _unchanged(out) if work is None else metrics
 
 
 def baseline(config: Config, dataset: Path, out: Path, model: str) -> Metrics:
@@ -112,7 +113,7 @@ def search(config: Config, dataset: Path, out: Path, variant: str) -> Metrics:
     if variant not in SPACES:
         raise UsageError(f"--variant {variant}: unknown; the search spaces are {', '.join(SPACES)}")
     parameters = {**_parameters(config, "search", "augment", "classes", "channels", "seed"), "variant": variant}
-    with distributed.write(out, "search", parameters, {"dataset": folder.require(dataset, "ingest")}) as work:
+    with distributed.write(out, "search", parameters, {"dataset": _dataset(config, dataset)}) as work:
         if work is None:
             return _unchanged(out)
         from covidnet.search.run import run
@@ -140,7 +141,7 @@ def retrain(config: Config, dataset: Path, searched: Path, out: Path, variant: s
 
 def evaluate(config: Config, dataset: Path, candidates: Sequence[Path], out: Path) -> Metrics:
     """Choose the winner on validation, read the test split once, write the report."""
-    inputs = {"dataset": folder.require(dataset, "ingest")}
+    inputs = {"dataset": _dataset(config, dataset)}
     for candidate in candidates:
         verb = (
             f"{candidate.parent.name} --{'variant' if candidate.parent.name == 'retrain' else 'model'} {candidate.name}"
@@ -163,7 +164,7 @@ def export(config: Config, dataset: Path, evaluated: Path, candidates: Sequence[
     winner = next((c for c in candidates if f"{c.parent.name}/{c.name}" == winner_name), None)
     if winner is None:
         raise CovidnetError(f"the winner {winner_name} is not among the candidates; run `covidnet evaluate` again")
-    inputs = {"dataset": dataset, "winner": folder.require(winner, "retrain"), "evaluate": evaluated}
+    inputs = {"dataset": _dataset(config, dataset), "winner": folder.require(winner, "retrain"), "evaluate": evaluated}
     with folder.write(out, "export", _parameters(config, "export", "classes", "seed"), inputs) as work:
         if work is None:
             return _unchanged(out)
@@ -227,7 +228,7 @@ def _train(
     """Train a described network from scratch: what baseline and retrain have in common."""
     from covidnet.training import distributed
 
-    inputs = {"dataset": folder.require(dataset, "ingest"), **inputs}
+    inputs = {"dataset": _dataset(config, dataset), **inputs}
     parameters = {
         **_parameters(config, "training", "augment", "classes", "channels", "seed"),
         "model": description.to_dict(),
@@ -300,6 +301,14 @@ def _draw_search(work: Path) -> None:
         (work / f"{title.split(' (')[0].lower().replace(' ', '_')}.svg").write_text(svg)
 
 
+def _dataset(config: Config, dataset: Path) -> Path:
+    """The folder of the packed dataset, refused where it leaks and ``data.allow`` doesn't name the leak."""
+    from covidnet.data import audit
+
+    audit.require_clean(folder.require(dataset, "ingest"), config.data.allow)
+    return dataset
+
+
 def _packed(config: Config, dataset: Path) -> "tuple[Packed, tuple[int, int, int]]":
     from covidnet.data import packed
 
@@ -317,11 +326,11 @@ def _volumes(config: Config, packed: "Packed", split: str, device: "torch.device
 
 
 def _ingest_parameters(config: Config) -> dict[str, Any]:
-    """All that a packed dataset depends on: settings, but not how many processes worked, and what the raw files are."""
+    """All that a packed dataset depends on: settings and raw files, not how many processes worked or what it may leak."""
     from covidnet.data import ingest as data_ingest
 
     parameters = _parameters(config, "data", "classes", "seed")
-    del parameters["data"]["workers"]
+    del parameters["data"]["workers"], parameters["data"]["allow"]
     return parameters | ({} if config.data.source == "phantom" else data_ingest.listing(config))
 
 

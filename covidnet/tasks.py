@@ -12,7 +12,7 @@ from covidnet.config import Config
 from covidnet.errors import UsageError
 
 # evaluate.positive goes with the classes: a part is checked as a configuration of its own
-_COMMON: dict[str, Any] = {"seed": True, "classes": True, "channels": True, "evaluate": {"positive"}}
+_COMMON: dict[str, Any] = {"seed": True, "classes": True, "channels": True, "evaluate": {"positive"}, "data": {"allow"}}
 _PARTS: dict[str, Any] = {
     "ingest": {**_COMMON, "data": True},
     "training": {**_COMMON, "training": True, "augment": True},
@@ -109,7 +109,8 @@ def revisions(settings: Config, expected: str) -> dict[str, str]:
     """
     from covidnet.data.ingest import listing
 
-    raw = settings.data.model_dump() if settings.data.source == "phantom" else listing(settings)
+    named = settings.data.source == "phantom" or settings.data.revision is not None
+    raw = settings.data.model_dump() if named else listing(settings)
     found = hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode()).hexdigest()[:12]
     if expected and expected != found:
         where = (

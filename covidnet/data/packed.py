@@ -34,6 +34,12 @@ class Row:
     warnings: str
     severity: str = ""
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """``(z, y, x)``; zeros where the source doesn't say."""
+        z, y, x = (float(part) for part in (self.spacing or "0;0;0").split(";"))
+        return z, y, x
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from covidnet import stages
 from covidnet.config import Config, parse
@@ -15,13 +16,14 @@ from covidnet.data import datasets, packed
 from covidnet.errors import UsageError
 
 
-def chest(depth=24, side=48):
-    """HU ``(D, H, W)`` of a body with two lungs."""
+def chest(patient, depth=24, side=48):
+    """HU ``(D, H, W)`` of a body with two lungs and what else a patient has in them."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (depth, side, side)), indexing="ij")
     hu = np.where(x**2 + y**2 < 0.8, 40, -1000)
     for centre in (-0.4, 0.4):
         hu[((x - centre) / 0.3) ** 2 + (y / 0.5) ** 2 + z**2 < 1] = -850
-    return (hu + np.random.default_rng(0).integers(-20, 20, hu.shape)).astype(np.int16)
+    own = gaussian_filter(np.random.default_rng(patient).normal(size=hu.shape), 1.5)
+    return (hu + np.where(hu == -850, np.clip(6000 * own, -100, 700), 0)).astype(np.int16)
 
 
 def mosmed(root, numbers):
@@ -30,7 +32,7 @@ def mosmed(root, numbers):
         for number in members:
             path = root / "COVID19_1110" / "studies" / grade / f"study_{number:04d}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
-            voxels = chest().transpose(2, 1, 0)[::-1, ::-1, ::-1] + np.int16(number % 7)
+            voxels = chest(number).transpose(2, 1, 0)[::-1, ::-1, ::-1]
             nibabel.save(nibabel.Nifti1Image(voxels, np.diag([7.0, 7.0, 10.0, 1.0])), path)
     masks = root / "COVID19_1110" / "masks"
     masks.mkdir()
@@ -143,12 +145,16 @@ def test_real_slices_in_the_ccccii_layout_are_packed(real_scans, tmp_path):
 
 def test_covidctset_folders_number_their_classes_and_hold_several_scans_of_a_patient(tmp_path):
     root = tmp_path / "COVID-CTset"
-    stored = np.clip(chest(), -1024, None) + 1024
     for part, patients in {"covid1": [1, 3], "covid2": [5], "normal1": [146], "normal4": [222, 223]}.items():
         for patient in patients:
             for scan in ("SR_2", "SR_3"):
                 name = f"137{part.rstrip('0123456789')}_patient{patient}_{scan}_IM{{:05d}}.tif"
-                pictures(root / part / f"patient{patient}" / scan, stored + patient % 3, name, np.uint16)
+                pictures(
+                    root / part / f"patient{patient}" / scan,
+                    chest(10 * patient + int(scan[-1])) + 1024,
+                    name,
+                    np.uint16,
+                )
     stages.ingest(config("covidctset", tmp_path), tmp_path / "out")
     rows = packed.read(tmp_path / "out").rows
     assert [sum(row.label == label for row in rows) for label in ("NCP", "Normal")] == [6, 6]
