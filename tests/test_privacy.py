@@ -124,14 +124,16 @@ def test_inspect(run, root: Path) -> None:
 
 
 def test_ingest_and_audit(run, root: Path, tmp_path: Path) -> None:
-    assert run("ingest", *settings(root), "--json")[0] == 0
+    same = {"allow": "[duplicate-scan]"}
+    assert run("ingest", *settings(root))[0] == 1  # the same slices under both labels
+    assert run("ingest", *settings(root, **same), "--json")[0] == 0
     rejected = (tmp_path / "results" / "dataset" / "rejected.csv").read_text()
     assert rejected.count("\nNCP/") == 5  # a DICOM source leaves single volume files to others
     assert run("ingest", *settings(root, source="nifti"))[0] == 2  # a class without volumes
     assert run("ingest", *settings(root, max_rejected=0.0))[0] == 1
     run("audit", "results/dataset", "--json")
     run("audit", "results/dataset")
-    assert run("ingest", *settings(root), "--shard", "1/2")[0] == 0
+    assert run("ingest", *settings(root, **same), "--shard", "1/2")[0] == 0
 
 
 def test_settings_that_do_not_fit(run, root: Path, tmp_path: Path) -> None:
