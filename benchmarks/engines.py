@@ -3,18 +3,22 @@
     python -m benchmarks.engines                                  # S and L at three sizes, all cores: about 25 minutes
     python -m benchmarks.engines --sizes 16x64x64 --no-compile    # 2 minutes
     python -m benchmarks.engines --threads 1                      # on a busy machine, where threads wait for each other
+    python -m benchmarks.engines --device gpu                     # on an NVIDIA GPU, against torch compiled in bfloat16
 
 Networks of the paper's two spaces with 5x5x5 kernels and expansion 4 throughout. The engines take turns, so that a busy
 moment of the machine hits all of them alike. Torch runs in `channels_last_3d`, its fastest layout, eager and compiled. The
-default is what `covidnet predict` takes. The floor is the network's arithmetic at the speed of a large matrix product.
+first column is what `covidnet predict` takes. The floor is the network's arithmetic at the speed of a large matrix product.
 """
 
 import argparse
+import copy
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,54 +36,75 @@ from covidnet.models.saved import Size
 
 SIZES = ("16x64x64", "32x128x128", "40x256x256")
 OPERATION = "5x5_MBConv4"
-DEFAULT = "OpenVINO"
-COLUMNS = (DEFAULT, "ONNX Runtime", "ONNX Runtime, planes", "torch eager", "torch compiled")
+COLUMNS = {  # by device; the first is what `covidnet predict` takes
+    "cpu": ("OpenVINO", "ONNX Runtime", "ONNX Runtime, planes", "torch eager", "torch compiled"),
+    "gpu": ("ONNX Runtime, CUDA", "ONNX Runtime, TensorRT", "torch eager", "torch compiled", "torch compiled, bf16"),
+}
 ROUNDS = 9  # at least; the first two warm up
 Run = Callable[[np.ndarray], object]
 
 
 def main() -> None:
-    """Print the table, and keep it in `benchmarks/results/engines.json`."""
+    """Print the table, and keep it in `benchmarks/results/engines.json`, or `engines-gpu.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=tuple(COLUMNS), default="cpu")
     parser.add_argument("--sizes", default=",".join(SIZES), help="DxHxW, comma-separated")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=20.0, help="per network and size")
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out: it takes minutes to compile"
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.json"))
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/engines.json, engines-gpu.json on a GPU")
     options = parser.parse_args()
+    gpu = options.device == "gpu"
+    if gpu and not torch.cuda.is_available():
+        raise SystemExit("torch finds no NVIDIA GPU here; leave --device out for the CPU's table")
     torch.set_num_threads(options.threads)
+    columns = available(options.device, compiled=not options.no_compile)
     found: dict[str, Any] = {
         **facts(),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
         "threads": options.threads,
         "load": round(os.getloadavg()[0], 2),
-        "peak_gflops": round(peak_flops() / 1e9, 1),
+        "peak_gflops": round(peak_flops("cuda" if gpu else "cpu") / 1e9, 1),
         "rows": [],
     }
-    columns = COLUMNS[:-1] if options.no_compile else COLUMNS
-    print(f"{found['machine']}, {options.threads} threads, load {found['load']}, peak {found['peak_gflops']} GFLOP/s")
-    print(f"{OPERATION} throughout, one scan, float32, median ms\n")
-    print(f"{'':>16} | {'floor':>6} | " + " | ".join(f"{name:>20}" for name in columns))
+    print(f"{found['machine']}, {found['device']}, {options.threads} threads, load {found['load']}")
+    print(f"{OPERATION} throughout, one scan, median ms; peak {found['peak_gflops']} GFLOP/s of float32\n")
+    print(f"{'':>16} | {'floor':>6} | " + " | ".join(f"{name:>22}" for name in columns))
     for size in (parse(text) for text in options.sizes.split(",")):
         for variant in SPACES:
             row = measure(variant, size, options.threads, options.seconds, columns, found["peak_gflops"])
             found["rows"].append(row)
-            cells = " | ".join(f"{row['ms'][name]:20.2f}" for name in columns)
+            cells = " | ".join(f"{row['ms'][name]:22.2f}" for name in columns)
             print(f"{variant} {row['size']:>14} | {row['floor_ms']:6.2f} | {cells}", flush=True)
     print_ratios(found["rows"], columns)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    out = options.out or Path("benchmarks/results") / ("engines-gpu.json" if gpu else "engines.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def available(device: str, *, compiled: bool) -> list[str]:
+    """Columns that can be measured here; says what is left out and why."""
+    columns = list(COLUMNS[device])
+    if find_spec("tensorrt") is None and device == "gpu":
+        print("without TensorRT, which isn't installed")
+        columns.remove("ONNX Runtime, TensorRT")
+    if device == "cpu" and compiled and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        print("without torch.compile, which needs a C++ compiler: apt-get install g++")
+        compiled = False
+    return [name for name in columns if compiled or "compiled" not in name]
 
 
 def print_ratios(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     """What is aimed at: the default within 1.1 of the best, and for S 7 times plain ONNX Runtime and twice torch eager."""
-    print(f"\n{'':>16} | {'default / best':>14} | " + " | ".join(f"{name + ' / default':>30}" for name in columns[1:]))
+    default, *others = columns
+    print(f"\n{'':>16} | {'default / best':>14} | " + " | ".join(f"{name + ' / default':>30}" for name in others))
     for row in rows:
-        default = row["ms"][DEFAULT]
-        row["ratios"] = {name: round(row["ms"][name] / default, 2) for name in columns[1:]}
-        row["default_to_best"] = round(default / min(row["ms"].values()), 3)
-        row["default_to_floor"] = round(default / row["floor_ms"], 2)
+        ms = row["ms"][default]
+        row["ratios"] = {name: round(row["ms"][name] / ms, 2) for name in others}
+        row["default_to_best"] = round(ms / min(row["ms"].values()), 3)
+        row["default_to_floor"] = round(ms / row["floor_ms"], 2)
         cells = " | ".join(f"{ratio:29.1f}x" for ratio in row["ratios"].values())
         print(f"{row['network']} {row['size']:>14} | {row['default_to_best']:14.2f} | {cells}")
 
@@ -95,14 +120,18 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(model, path, size=size, channels=1, temperature=1.0, metadata={})
-        runs: dict[str, Run] = {
-            DEFAULT: open_model(path, "cpu", "openvino", threads).run,
-            "ONNX Runtime": plain(path, threads),
-            "ONNX Runtime, planes": open_model(path, "cpu", "onnxruntime", threads).run,
-            "torch eager": in_torch(model, compiled=False),
+        makers: dict[str, Callable[[], Run]] = {
+            "OpenVINO": lambda: open_model(path, "cpu", "openvino", threads).run,
+            "ONNX Runtime": lambda: plain(path, threads),
+            "ONNX Runtime, planes": lambda: open_model(path, "cpu", "onnxruntime", threads).run,
+            "ONNX Runtime, CUDA": lambda: open_model(path, "gpu", "onnxruntime").run,
+            "ONNX Runtime, TensorRT": lambda: open_model(path, "gpu", "tensorrt").run,
         }
-        if "torch compiled" in columns:
-            runs["torch compiled"] = in_torch(model, compiled=True)
+        device = "cuda" if "ONNX Runtime, CUDA" in columns else "cpu"
+        runs = {
+            name: makers[name]() if name in makers else in_torch(model, device, "compiled" in name, "bf16" in name)
+            for name in columns
+        }
         times = take_turns(runs, scan, seconds)
     return {
         "network": variant,
@@ -122,16 +151,16 @@ def plain(path: Path, threads: int) -> Run:
     return lambda batch: session.run(None, {"volume": batch})
 
 
-def in_torch(model: Classifier, *, compiled: bool) -> Run:
-    """The network in torch, from the same uint8 scan to the same outputs."""
+def in_torch(model: Classifier, device: str, compiled: bool, bf16: bool) -> Run:
+    """The network in torch, from the same uint8 scan to the same outputs, back in the CPU's memory."""
     scale = ScaleInput(1)
-    model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    explain = torch.compile(model.explain) if compiled else model.explain
+    own = copy.deepcopy(model).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    explain = torch.compile(own.explain) if compiled else own.explain
 
     def run(batch: np.ndarray) -> object:
-        with torch.inference_mode():
-            volume = scale(torch.from_numpy(batch)).contiguous(memory_format=torch.channels_last_3d)
-            return explain(volume)
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+            volume = scale(torch.from_numpy(batch).to(device)).contiguous(memory_format=torch.channels_last_3d)
+            return [output.cpu() for output in explain(volume)]
 
     return run
 
@@ -151,14 +180,14 @@ def take_turns(runs: dict[str, Run], scan: np.ndarray, seconds: float) -> dict[s
     return {name: values[2:] for name, values in times.items()}
 
 
-def peak_flops() -> float:
-    """Floating-point operations per second of a float32 matrix product that fits the caches: what the machine can do."""
-    side = 1536
-    a = torch.rand(side, side)
+def peak_flops(device: str = "cpu") -> float:
+    """Floating-point operations per second of a float32 matrix product: what the machine can do."""
+    side = 1536 if device == "cpu" else 8192  # fits a CPU's caches; fills a GPU
+    a = torch.rand(side, side, device=device)
     best = float("inf")
     for _ in range(8):
         started = time.perf_counter()
-        torch.mm(a, a)
+        torch.mm(a, a)[0, 0].item()
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best
 
