@@ -1,11 +1,12 @@
 """From an alert to a retraining run: a webhook for Alertmanager that runs a command, at most once a day.
 
     python -m serving.monitoring.retraining --record retraining.jsonl \\
-        --command 'python -m pipelines submit --host https://kubeflow.example/pipeline --data-revision {revision}'
+        --command 'python -m pipelines submit --host https://kubeflow.example/pipeline --no-cached --run-name {run}'
 
 A process of its own, since the endpoint needs no rights in Kubeflow. Without ``--command`` nothing is ever run: what would
 have been asked for is recorded. An alert asks where it fires and has the label ``retrain="true"``. Every decision is a line
-of the record, which also limits the rate over restarts.
+of the record, which also limits the rate over restarts. Without ``--no-cached`` a run on the same raw scans would take all
+of its results from the cache.
 """
 
 import json
@@ -29,7 +30,7 @@ class Retraining:
     """Decides about alerts, and keeps the record.
 
     Args:
-        command: to run, with ``{revision}`` for the alert's name and the time; None runs nothing.
+        command: to run, with ``{run}`` for the alert's name and the time; None runs nothing.
         record: JSON lines.
         least_s: seconds between two runs.
     """
@@ -47,19 +48,19 @@ class Retraining:
         if not names:
             return "ignored"
         with self._lock:
-            revision = f"{names[0]}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-            entry: dict[str, Any] = {"at": time.time(), "alerts": names, "revision": revision}
-            entry |= self._run(revision)
+            run = f"{names[0]}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+            entry: dict[str, Any] = {"at": time.time(), "alerts": names, "run": run}
+            entry |= self._run(run)
             with self._record.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
         return str(entry["decision"])
 
-    def _run(self, revision: str) -> dict[str, Any]:
+    def _run(self, run: str) -> dict[str, Any]:
         if self._arguments is None:
             return {"decision": "off"}
         if abs(time.time() - self._last_run()) < self._least_s:
             return {"decision": "limited"}
-        arguments = [argument.replace("{revision}", revision) for argument in self._arguments]
+        arguments = [argument.replace("{run}", run) for argument in self._arguments]
         try:
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=MAX_RUN_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -117,7 +118,7 @@ def _name(alert: dict[str, Any]) -> str:
 
 def main(
     record: Annotated[Path, typer.Option(help="JSON lines of every decision.")],
-    command: Annotated[str | None, typer.Option(help="To run; {revision} is filled in. Default: nothing.")] = None,
+    command: Annotated[str | None, typer.Option(help="To run; {run} is filled in. Default: nothing.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 9095,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     least_hours: Annotated[float, typer.Option(help="Between two runs.")] = 24.0,

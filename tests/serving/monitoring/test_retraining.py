@@ -1,6 +1,8 @@
 """From an alert to a run."""
 
 import json
+import re
+import shlex
 import socket
 import sys
 import threading
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from pipelines.__main__ import app
 from serving.monitoring import retraining
 from serving.monitoring.retraining import Retraining
 
@@ -22,7 +26,7 @@ def notice(status: str = "firing", **labels: str) -> dict[str, Any]:
 
 def writing(path: Path) -> str:
     """A command that notes its last argument."""
-    return f'{sys.executable} -c \'import sys; open(sys.argv[1], "a").write(sys.argv[2] + "\\n")\' {path} {{revision}}'
+    return f'{sys.executable} -c \'import sys; open(sys.argv[1], "a").write(sys.argv[2] + "\\n")\' {path} {{run}}'
 
 
 def decisions(record: Path) -> list[str]:
@@ -43,6 +47,19 @@ def test_a_run_is_submitted_once_a_day_and_over_restarts(tmp_path: Path, monkeyp
     assert Retraining(writing(runs), record).decide(notice()) == "submitted"
     assert decisions(record) == ["submitted", "limited", "submitted"]
     assert len(runs.read_text().splitlines()) == 2
+
+
+def test_the_documented_command_is_one_that_pipelines_take_and_that_computes_anew() -> None:
+    command = re.search(r"--command '(.*)'", retraining.__doc__ or "")
+    assert command is not None
+    python, module, pipelines, verb, *options = shlex.split(
+        command[1].replace("{run}", "CovidnetDrift-20261127T031500Z")
+    )
+    assert (python, module, pipelines, verb) == ("python", "-m", "pipelines", "submit")
+    context = get_command(app).commands["submit"].make_context("submit", options)
+    assert context.params["cached"] is False
+    assert context.params["run_name"] == "CovidnetDrift-20261127T031500Z"
+    assert not context.params["data_revision"], "the run would end where the raw scans have another digest"
 
 
 @pytest.mark.parametrize(
