@@ -162,7 +162,7 @@ def test_two_equal_models_may_share_the_traffic(double, volumes):
 
 @pytest.mark.parametrize(
     ("fault", "line"),
-    [({"error": 0.5}, "canary: "), ({"lag_s": 0.1}, "95th percentile of 1")],
+    [({"error": 0.5}, "canary: "), ({"lag_s": 1.0}, "95th percentile of 1")],
 )
 def test_a_failing_or_slow_canary_is_found_out(double, volumes, fault, line):
     (server, canary), (_, stable) = double(), double()
