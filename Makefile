@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: monitor demo test fast lint wheel bench fuzz image clean
+.PHONY: monitor demo test fast lint bench fuzz image clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -16,10 +16,11 @@ test: .venv/.ready            ## all tests
 fast: .venv/.ready            ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow"
 
-lint: .venv/.ready            ## style and types
+lint: .venv/.ready            ## style, types, and the arrows between packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 fuzz: .venv/.ready            ## 10,000 damaged files through the readers
 	$(BIN)/python -m benchmarks.fuzz_readers

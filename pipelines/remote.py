@@ -14,7 +14,7 @@ from kfp_server_api import ApiException
 from kubernetes import client as kubernetes
 from urllib3.exceptions import HTTPError
 
-from covidnet.deploy.service import connect, pending
+from covidnet.cluster import connect, pending
 from covidnet.errors import CovidnetError
 from pipelines.cluster import Cluster
 from pipelines.covidnet3d import write

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from covidnet.cluster import connect, own_namespace
 from covidnet.config import Deploy
 from covidnet.data import packed as packed_data
 from covidnet.deploy.findings import Findings
 from covidnet.deploy.rollout import Candidate, Rollout
-from covidnet.deploy.service import Service, connect, own_namespace
+from covidnet.deploy.service import Service
 from covidnet.deploy.smoke import smoke_test as compare
 from covidnet.deploy.smoke import watch
 from covidnet.errors import CovidnetError, UsageError

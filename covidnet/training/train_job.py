@@ -125,7 +125,7 @@ def _client() -> "TrainerClient":
     from kubeflow.common.types import KubernetesBackendConfig
     from kubeflow.trainer import TrainerClient
 
-    from covidnet.deploy.service import own_namespace
+    from covidnet.cluster import own_namespace
 
     client: TrainerClient = _asked(TrainerClient, KubernetesBackendConfig(namespace=own_namespace()))
     return client
