@@ -1,56 +1,46 @@
 """The KServe predictor and TorchServe on one bundle: latency of one caller, throughput of sixteen.
 
-    python -m benchmarks.torchserve results/export/bundle          # two minutes; needs Java 17
-    python -m benchmarks.torchserve results/export/bundle 2        # seconds per figure, to try it
+    python -m benchmarks.torchserve                                  # two minutes; needs Java 17
+    python -m benchmarks.torchserve --bundle results/export/bundle   # your own
+    python -m benchmarks.torchserve --seconds 2                      # per figure, to try it
 
 Both get the same bytes: one prepared volume as a binary tensor of the Open Inference Protocol over HTTP. The servers run one
 after the other. The table also goes to benchmarks/results/torchserve.json.
 """
 
-import contextlib
 import http.client
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
-from covidnet.export import torchserve
+from benchmarks.servers import HOST, ROOT, add_bundle_option, endpoint, opened, served, torch_serve
 from covidnet.export.bundle import Bundle
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "torchserve.json"
 CALLERS = 16
-START_S = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a server listens, and what it wants to see."""
-
-    port: int
-    headers: dict[str, str]
 
 
 def main() -> None:
     """Print the table and write it."""
-    bundle = Bundle.load(Path(sys.argv[1]))
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 20.0
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add_bundle_option(parser)
+    parser.add_argument("--seconds", type=float, default=20.0, help="per figure")
+    options = parser.parse_args()
+    with opened(options.bundle) as bundle:
+        compare(bundle, options.seconds)
+
+
+def compare(bundle: Bundle, seconds: float) -> None:
+    """One server after the other."""
     body, headers = request(bundle)
     rows = []
     print(f"{'server':>18} | {'p50 ms':>8} | {'p99 ms':>8} | {CALLERS} callers, scans/s")
-    for name, start in (("KServe predictor", kserve_predictor), ("TorchServe", torch_serve)):
+    for name, start in (("KServe predictor", endpoint), ("TorchServe", torch_serve)):
         with tempfile.TemporaryDirectory(dir="/tmp") as work, start(bundle, Path(work)) as target:
             sent = {**headers, **target.headers}
             run(target.port, body, sent, 1, min(seconds, 3.0))  # warms up
@@ -63,7 +53,7 @@ def main() -> None:
     print(f"{'ratio':>18} | {second['p50_ms'] / first['p50_ms']:7.2f}x | {second['p99_ms'] / first['p99_ms']:7.2f}x | "
           f"{second['scans_per_s'] / first['scans_per_s']:.2f}x")  # fmt: skip
     RESULTS.parent.mkdir(exist_ok=True)
-    found = {**machine.facts(), "bundle": bundle.preprocess["size"], "seconds": seconds, "rows": rows}
+    found = {**served(bundle), "seconds": seconds, "rows": rows}
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
@@ -92,7 +82,7 @@ def run(port: int, body: bytes, headers: dict[str, str], callers: int, seconds: 
     failed: list[int] = []
 
     def call() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection(HOST, port, timeout=60)
         end = time.perf_counter() + seconds
         while (began := time.perf_counter()) < end and not failed:
             connection.request("POST", "/v2/models/covidnet/infer", body, headers)
@@ -110,79 +100,6 @@ def run(port: int, body: bytes, headers: dict[str, str], callers: int, seconds: 
     if failed:
         raise RuntimeError(f"expected answers with status 200, found {failed[0]}")
     return times
-
-
-@contextlib.contextmanager
-def kserve_predictor(bundle: Bundle, work: Path) -> Iterator[Target]:
-    """`python -m serving`."""
-    port, grpc_port = free_ports(2)
-    command = [sys.executable, "-m", "serving", "--bundle", bundle.path, "--http-port", port, "--grpc-port", grpc_port]
-    with started([str(part) for part in command], ROOT, work / "log", {}):
-        target = Target(port, {})
-        wait(target, "/v2/health/ready", lambda: True)
-        yield target
-
-
-@contextlib.contextmanager
-def torch_serve(bundle: Bundle, work: Path) -> Iterator[Target]:
-    """TorchServe, configured as `covidnet export --torchserve` writes it, on free ports."""
-    folder = work / "exported"
-    torchserve.write(bundle.path, folder, ROOT / "serving")
-    names = ("INFERENCE_ADDRESS", "MANAGEMENT_ADDRESS", "METRICS_ADDRESS")
-    numbers = ("GRPC_INFERENCE_PORT", "GRPC_MANAGEMENT_PORT", "INITIAL_WORKER_PORT")
-    ports = free_ports(6)
-    variables = {f"TS_{name}": f"http://127.0.0.1:{port}" for name, port in zip(names, ports, strict=False)}
-    variables |= {f"TS_{name}": str(port) for name, port in zip(numbers, ports[3:], strict=True)}
-    variables |= {name: str(work) for name in ("LOG_LOCATION", "METRICS_LOCATION", "TMPDIR", "TEMP")}
-    config = ["--ts-config", folder / "config" / "config.properties", "--model-store", folder / "model-store"]
-    command = [Path(sys.executable).with_name("torchserve"), "--start", "--foreground", "--ncs", *config]
-    with started([str(part) for part in command], work, work / "log", variables):
-        keys = work / "key_file.json"
-        wait(Target(ports[2], {}), "/metrics", keys.exists)
-        target = Target(ports[0], {"Authorization": f"Bearer {json.loads(keys.read_text())['inference']['key']}"})
-        wait(target, "/ping", lambda: True)
-        yield target
-
-
-@contextlib.contextmanager
-def started(command: list[str], cwd: Path, log: Path, variables: dict[str, str]) -> Iterator[None]:
-    """A process with all that it starts."""
-    with log.open("wb") as stream:
-        environment: Any = {**os.environ, **variables}
-        process = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-
-
-def wait(target: Target, path: str, also: Callable[[], bool]) -> None:
-    """Until it answers 200.
-
-    Raises:
-        TimeoutError: it doesn't.
-    """
-    for _ in range(10 * START_S):
-        connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=10)
-        with contextlib.suppress(OSError):
-            connection.request("GET", path, headers=target.headers)
-            if connection.getresponse().status == 200 and also():
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"expected the server on port {target.port} to be ready within {START_S} s")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 if __name__ == "__main__":
