@@ -245,6 +245,7 @@ def retrain(
         "covidnet evaluate",
         "covidnet evaluate -S evaluate.bootstrap=5000",
         "covidnet evaluate --bundle results/export/bundle --data other/dataset --split all",
+        "covidnet evaluate --bundle results/export/bundle --slice-labels slices.csv",
     )
 )
 def evaluate(
@@ -259,11 +260,25 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="With --bundle: test, or all where the model has seen nothing of the data.")
     ] = "test",
+    slice_labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --bundle: CSV of path,label,slice,infected; how its maps rank the slices of these scans."
+        ),
+    ] = None,
 ) -> None:
     """Choose the winner on validation, read the test split once, write the report. Or: a bundle on other data."""
     from covidnet import stages
 
     config = _config(params, overrides)
+    if slice_labels is not None:
+        from covidnet.inference import slices
+
+        if len(bundle or []) != 1 or data:
+            raise UsageError("--slice-labels: expected one --bundle and no --data beside it")
+        target = out or Path(config.results) / "slices"
+        _say(slices.report(bundle[0], slice_labels, target), target, as_json)  # type: ignore[index]
+        return
     if bundle or data:
         from covidnet.inference.external import validate
 
