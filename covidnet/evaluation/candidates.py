@@ -10,6 +10,7 @@ import torch
 
 from covidnet.config import Config
 from covidnet.data import packed as packed_data
+from covidnet.errors import CovidnetError
 from covidnet.evaluation import bootstrap, calibration, metrics
 from covidnet.evaluation.metrics import Predictions
 from covidnet.models import saved
@@ -82,8 +83,19 @@ def _not_worse(a: Candidate, b: Candidate, config: Config) -> bool:
 def predict(
     config: Config, packed: packed_data.Packed, path: Path, device: torch.device
 ) -> tuple[Candidate, Classifier]:
-    """Load a trained model and read the test split with it."""
+    """Load a trained model and read the test split with it.
+
+    Raises:
+        CovidnetError: the model was trained for other classes, or the dataset has no scan to test with.
+    """
     model, description = saved.load(path)
+    if description.classes != config.classes:
+        raise CovidnetError(
+            f"{path} was trained for classes {list(description.classes)}, the configuration has {list(config.classes)}; "
+            "train it again, or set classes in params.yaml to its own"
+        )
+    if not len(packed.split("test")):
+        raise CovidnetError("the dataset has no scan in its test split: raise data.test and ingest again")
     loop.place(model, device)
     validation = Predictions.load(path / "validation.csv")
     rows = [packed.rows[i] for i in packed.split("test")]

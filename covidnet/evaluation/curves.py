@@ -26,6 +26,7 @@ def write(plots: Path, test: Predictions, temperature: float, positive: str) -> 
     roc = [
         (name, x, y, min(float(t), 1.0))  # the first threshold is infinite: nobody is called positive
         for k, name in enumerate(test.classes)
+        if 0 < (test.labels == k).sum() < len(test)  # without the class, or without another, there is no curve
         for x, y, t in zip(*roc_curve(test.labels == k, p[:, k]), strict=True)
     ]
     _write(plots / "roc.csv", ("class", "false_positive_rate", "sensitivity", "threshold"), roc)

@@ -34,7 +34,8 @@ class Predictions:
         classes: names, in the order of the logits.
 
     Raises:
-        CovidnetError: lengths differ, a scan occurs twice, a label is outside of the classes, or logits are not finite.
+        CovidnetError: lengths differ, a scan occurs twice or has no patient, a label is outside of the classes, or logits
+            are not finite.
     """
 
     scan_ids: tuple[str, ...]
@@ -55,6 +56,11 @@ class Predictions:
             )
         if repeated := scans - len(set(self.scan_ids)):
             raise CovidnetError(f"predictions: {repeated} scans occur more than once; each scan is predicted once")
+        if unnamed := sum(not patient for patient in self.patients):
+            raise CovidnetError(
+                f"predictions: {unnamed} of {scans} scans have no patient, by whom intervals are drawn; fill in patient_id, "
+                "with the scan's own id where every scan is of another patient"
+            )
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             raise CovidnetError(
                 f"predictions: expected labels 0 to {outputs - 1}, indices of the classes {list(self.classes)}; "
