@@ -1,6 +1,6 @@
 """Do 95 % intervals cover 95 %, and do tests at 5 % err in 5 %? Simulated patients with several scans each.
 
-python -m benchmarks.intervals [--repetitions 1000] [--out benchmarks/results/intervals.json]
+python -m benchmarks.intervals [--repetitions 4000] [--out benchmarks/results/intervals.json]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from covidnet.evaluation.bootstrap import intervals, paired_difference
 from covidnet.evaluation.metrics import Predictions
 
 CLASSES = ("NCP", "Normal")
-PATIENTS, RESAMPLES, TRUTH = 150, 1000, 0.8
+PATIENTS, RESAMPLES, TRUTH = 150, 500, 0.8
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def false_positives(repetitions: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=1000)
+    parser.add_argument("--repetitions", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/intervals.json"))
     options = parser.parse_args()
     n = options.repetitions

@@ -32,15 +32,22 @@ def explain(model: Classifier, scans: torch.Tensor, batch: int = 16) -> np.ndarr
     return maps
 
 
-def localise(maps: np.ndarray, winner: Candidate, packed: packed_data.Packed) -> Localisation | None:
-    """How well the maps of right predictions point at the lesions; None where the dataset has no masks.
+def localise(maps: np.ndarray, winner: Candidate, packed: packed_data.Packed) -> list[Localisation]:
+    """How well the maps of right predictions point at the lesions: all, then by class; empty where there are no masks.
 
     Args:
         maps: ``(N, K, d, h, w)`` of the test split.
     """
     masks, chosen = _with_lesion(winner, packed)
-    heats = [maps[i, winner.test.labels[i]] for i in chosen]
-    return _pointing(heats, masks[chosen], "Class activation map") if chosen else None
+    labels, name = winner.test.labels, "Class activation map"
+    groups = {name: chosen} | {
+        f"{name}, {label}": [i for i in chosen if labels[i] == k] for k, label in enumerate(winner.test.classes)
+    }
+    return [
+        _pointing([maps[i, labels[i]] for i in members], masks[members], title)
+        for title, members in groups.items()
+        if members
+    ]
 
 
 def localise_by_gradient(
@@ -95,8 +102,13 @@ def sanity(model: Classifier, maps: np.ndarray, logits: np.ndarray, scans: torch
         (cam.upsample(maps[i, k], size), cam.upsample(untrained[row, k], size))
         for row, (i, k) in enumerate(zip(chosen, predicted, strict=True))
     ]
-    correlations = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs if a.std() > 0 and b.std() > 0]
+    correlations = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs if _varies(a) and _varies(b)]
     return Sanity(exactness, float(np.mean(correlations)) if correlations else 0.0, len(chosen))
+
+
+def _varies(heat: cam.Heat) -> bool:
+    """A map of one cell is constant but for rounding, and correlates with nothing."""
+    return bool(np.ptp(heat) > 1e-5 * np.abs(heat).max())
 
 
 def randomised(model: Classifier, seed: int) -> Classifier:

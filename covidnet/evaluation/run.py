@@ -169,13 +169,14 @@ def _localisations(
     scans: torch.Tensor,
     packed: packed_data.Packed,
 ) -> list[context.Localisation]:
-    """The winner's maps, and Grad-CAM of the best baseline (on validation) beside them."""
+    """The winner's maps, all and by class, and Grad-CAM of the best baseline (on validation) beside them."""
     baselines = [c for c in judged if c.folder.startswith("baseline") and c is not winner]
-    found = [explanations.localise(maps, winner, packed)]
+    found = explanations.localise(maps, winner, packed)
     if baselines:
         best = max(baselines, key=lambda c: float((c.validation.predicted == c.validation.labels).mean()))
-        found.append(explanations.localise_by_gradient(models[best.name], best, scans, packed, title(best.name)))
-    return [one for one in found if one is not None]
+        by_gradient = explanations.localise_by_gradient(models[best.name], best, scans, packed, title(best.name))
+        found += [by_gradient] if by_gradient else []
+    return found
 
 
 def _row(

@@ -4,7 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from covidnet.data.packed import Packed, Row
 from covidnet.evaluation import explanations
+from covidnet.evaluation.candidates import Candidate
+from covidnet.evaluation.metrics import Predictions
 from covidnet.models import baselines
 from covidnet.models.blocks import Classifier
 from covidnet.training import loop
@@ -48,6 +51,28 @@ def test_maps_are_exact_and_random_weights_destroy_them() -> None:
     assert found.exactness < 1e-5
     assert abs(found.random_correlation) < 0.5
     assert found.scans == 4
+
+
+def test_hits_are_counted_over_right_predictions_with_a_lesion_in_all_and_by_class() -> None:
+    classes, labels = ("NCP", "CP", "Normal"), np.array([0, 0, 0, 1, 2])
+    called = np.array([0, 0, 1, 1, 2])  # the third scan is taken for another class
+    maps, lesions = np.zeros((5, 3, 1, 2, 2), np.float32), np.zeros((5, 2, 4, 4), np.uint8)
+    lesions[:4, 0, 0, 0] = 1
+    for scan, row in enumerate((0, 1, 0, 0, 0)):  # the second points at the other side
+        maps[scan, labels[scan], 0, row, 0] = 1
+    ids = tuple("abcde")
+    predictions = Predictions(ids, ids, labels, np.eye(3)[called], classes)
+    rows = tuple(Row(i, i, classes[k], "test", "", "", "", 2, "") for i, k in zip(ids, labels, strict=True))
+    packed = Packed(np.zeros((5, 2, 4, 4), np.uint8), rows, lesions)
+    found = explanations.localise(maps, Candidate("retrain/S", "s", {}, predictions, predictions, 1.0), packed)
+    assert [(one.name.rpartition(", ")[2], one.scans, one.hit_rate) for one in found] == [
+        ("Class activation map", 3, 2 / 3),
+        ("NCP", 2, 0.5),
+        ("CP", 1, 1.0),
+    ]
+    assert not explanations.localise(
+        maps, Candidate("retrain/S", "s", {}, predictions, predictions, 1.0), Packed(packed.scans, rows)
+    )
 
 
 def test_randomising_leaves_the_model_itself_alone() -> None:
