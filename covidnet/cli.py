@@ -15,6 +15,7 @@ import typer
 from covidnet.errors import CovidnetError, UsageError
 from covidnet.export.verbs import app as bundle_app
 from covidnet.progress import first_process
+from covidnet.search.verbs import latency
 
 app = typer.Typer(
     name="covidnet",
@@ -221,6 +222,13 @@ def search(
     config = _config(params, overrides)
     target = out or stages.search_of(config, variant)
     _say(stages.search(config, stages.dataset_of(config), target, variant), target, as_json)
+
+
+app.command(
+    epilog=_example(
+        "covidnet latency --variant S", "covidnet latency --input 32,128,128 --engine onnxruntime --out l.json"
+    )
+)(latency)
 
 
 @app.command(epilog=_example("covidnet retrain --variant S"))

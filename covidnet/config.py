@@ -136,6 +136,9 @@ class Budget(Section):
 
     size_mib: float | None = Field(4.0, gt=0, description="float32 parameters")
     macs: float | None = Field(None, gt=0, description="forward multiply-accumulates of one scan")
+    latency_ms: float | None = Field(
+        None, gt=0, description="one scan at data.size, by search.latency_table or as measured on this machine's CPU"
+    )
 
 
 class Search(Section):
@@ -153,6 +156,9 @@ class Search(Section):
     label_smoothing: Fraction = 0.1
     temperature: tuple[float, float] = Field((2.0, 0.5), description="Gumbel-Softmax, annealed geometrically")
     budget: Budget = Budget()
+    latency_table: str | None = Field(
+        None, description="what `covidnet latency` wrote on the machine that will serve; null: measured here"
+    )
     candidates: int = Field(16, ge=1, description="argmax, neighbours and likely draws compared inside the supernet")
     random: int = Field(8, ge=2, description="random architectures that the result is compared with")
 
@@ -230,6 +236,9 @@ class Config(Section):
     classes: tuple[str, ...] = ("NCP", "CP", "Normal")
     channels: Literal[1, 3] = Field(1, description="input channels; 3 repeats the scan, as the paper's networks expect")
     results: str = Field("results", description="folder of all stage outputs")
+    log: tuple[Literal["dvclive", "tensorboard"], ...] = Field(
+        (), description="also log search and training, under results/logs, as they go"
+    )
     data: Data = Data()
     augment: Augment = Augment()
     training: Training = Training()

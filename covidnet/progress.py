@@ -17,6 +17,12 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def tell(message: str) -> None:
+    """A line for the user beside the progress, once however many processes there are."""
+    if first_process():
+        print(message, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show progress of ``total`` steps, ``done`` of them finished in an earlier run.

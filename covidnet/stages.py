@@ -57,6 +57,11 @@ def candidates_of(config: Config) -> list[Path]:
     return found + [baseline_of(config, model) for model in config.baselines]
 
 
+def logs_of(config: Config, out: Path) -> Path:
+    """Folder of the logs of the stage that writes ``out``, as `config.log` asks for them."""
+    return Path(config.results) / "logs" / out.parent.name / out.name
+
+
 def shards_of(dataset: Path) -> Path:
     """Folder of a dataset's shards."""
     return dataset.with_name(dataset.name + ".shards")
@@ -113,13 +118,18 @@ def search(config: Config, dataset: Path, out: Path, variant: str) -> Metrics:
     if variant not in SPACES:
         raise UsageError(f"--variant {variant}: unknown; the search spaces are {', '.join(SPACES)}")
     parameters = {**_parameters(config, "search", "augment", "classes", "channels", "seed"), "variant": variant}
-    with distributed.write(out, "search", parameters, {"dataset": _dataset(config, dataset)}) as work:
+    inputs = {"dataset": _dataset(config, dataset)}
+    if config.search.budget.latency_ms is not None and config.search.latency_table is not None:
+        inputs["latency"] = Path(config.search.latency_table)
+    with distributed.write(out, "search", parameters, inputs) as work:
         if work is None:
             return _unchanged(out)
         from covidnet.search.run import run
+        from covidnet.training import logs
 
         packed, _ = _packed(config, dataset)
-        metrics = run(config, packed, variant, distributed.device(), work)
+        with logs.opened(config.log, logs_of(config, out)) as log:
+            metrics = run(config, packed, variant, distributed.device(), work, log)
         _draw_search(work)
     return metrics
 
@@ -242,7 +252,7 @@ def _train(
         from covidnet.models import saved
         from covidnet.models.cost import count
         from covidnet.models.synchronised import synchronise
-        from covidnet.training import loop
+        from covidnet.training import logs, loop
 
         packed, size = _packed(config, dataset)
         device = distributed.device()
@@ -251,17 +261,19 @@ def _train(
         model = loop.place(description.build(), device)
         cost = count(model, size, config.channels)
         synchronise(model)
-        fitted = loop.fit(
-            model,
-            train,
-            validation,
-            config.training,
-            config.augment,
-            scans=loop.planned_scans(config.training, len(train), cost.macs),
-            seed=config.seed,
-            work=work,
-            title=f"train {description.name}",
-        )
+        with logs.opened(config.log, logs_of(config, out)) as log:
+            fitted = loop.fit(
+                model,
+                train,
+                validation,
+                config.training,
+                config.augment,
+                scans=loop.planned_scans(config.training, len(train), cost.macs),
+                seed=config.seed,
+                work=work,
+                title=f"train {description.name}",
+                log=log,
+            )
         saved.save(work, model, description)
         rows = [packed.rows[i] for i in packed.split("validation")]
         Predictions(
@@ -289,11 +301,12 @@ def _train(
 
 def _draw_search(work: Path) -> None:
     """Pictures of the found architecture and of how the search went."""
-    from covidnet.evaluation import plots
+    from covidnet.evaluation import alpha, plots
     from covidnet.evaluation.architecture import draw_architecture
     from covidnet.models.covidnet3d import Genotype
 
     genotype = Genotype.load(work / "genotype.json")
+    alpha.draw(work)
     drawn = {"widths": genotype.space.widths, "strides": genotype.space.strides, "blocks": genotype.blocks}
     (work / "architecture.svg").write_text(draw_architecture(drawn))
     history = json.loads((work / "search.json").read_text())["history"]

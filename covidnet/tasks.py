@@ -56,7 +56,7 @@ def choose(
 def parts(settings: Config) -> dict[str, str]:
     """The sections that a task depends on, as JSON, so that a change elsewhere finds its result in the cache."""
     found = {name: settings.model_dump_json(include=included) for name, included in _PARTS.items()}
-    whole = settings.model_dump_json(exclude={"gate", "deploy", "results"})
+    whole = settings.model_dump_json(exclude={"gate", "deploy", "results", "log"})
     return {
         **found,
         "whole": whole,

@@ -115,6 +115,7 @@ def test_the_found_network_keeps_to_the_budget_and_is_the_one_that_was_retrained
     assert found["size_mib"] <= 4.0
     assert retrained["size_mib"] == pytest.approx(found["size_mib"], abs=1e-9)
     assert (chain / "results/search/S/architecture.svg").read_text().startswith("<svg")
+    assert (chain / "results/search/S/probabilities.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_models_were_given_the_same_compute(chain):

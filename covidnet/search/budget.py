@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from covidnet.config import Budget
 from covidnet.errors import UsageError
 from covidnet.models.cost import CostTable
+from covidnet.search.latency import LatencyTable
 
 BlockChoice = tuple[int, ...]
 
@@ -20,23 +21,50 @@ BlockChoice = tuple[int, ...]
 class Costing:
     """Costs of distributions and of single paths, held against a budget.
 
+    Args:
+        costs: of the space.
+        budget: limits.
+        latency: of the same space; needed where the budget limits it.
+
     Raises:
-        UsageError: no architecture of the space is within the budget; says the least that is possible.
+        UsageError: no architecture of the space is within the budget; says what the space's range is.
     """
 
-    def __init__(self, costs: CostTable, budget: Budget) -> None:
+    def __init__(self, costs: CostTable, budget: Budget, latency: LatencyTable | None = None) -> None:
         self.costs, self.budget = costs, budget
         self.blocks, self.operations = costs.parameters.shape
-        limits = {"size_mib": budget.size_mib, "macs": budget.macs}
+        # every cost is that of the fixed parts and of each candidate of each block, (blocks, operations)
+        self._costs = {
+            "size_mib": (costs.fixed.size_mib, costs.parameters * 4 / 2**20),
+            "macs": (float(costs.fixed.macs), costs.macs),
+        }
+        if latency is not None:
+            self._costs["latency_ms"] = (latency.fixed_ms, latency.table)
+        limits = budget.model_dump(include={"size_mib", "macs", "latency_ms"})
         self._limits = {name: limit for name, limit in limits.items() if limit is not None}
         # cost of each candidate as a share of what the budget leaves after the fixed parts, (blocks, operations)
         self._shares = {name: self._share(name, limit) for name, limit in self._limits.items()}
-        cheapest = tuple(costs.parameters.argmin(dim=1).tolist())
-        if not self.fits(cheapest):
-            raise UsageError(
-                f"search.budget: no architecture fits; the smallest of this space has {self.size_mib(cheapest):.2f} MiB "
-                f"and {self.macs(cheapest):.3g} multiply-accumulates"
-            )
+        for name, limit in self._limits.items():
+            least, most = self.range(name)
+            if least > limit:
+                raise UsageError(
+                    f"search.budget.{name} is {limit:g}, and no architecture of this space is within it: "
+                    f"the space goes from {least:.4g} to {most:.4g}"
+                )
+
+    def range(self, name: str) -> tuple[float, float]:
+        """Least and most of ``size_mib``, ``macs`` or ``latency_ms`` that an architecture of the space has."""
+        fixed, table = self._costs[name]
+        return fixed + float(table.amin(dim=1).sum()), fixed + float(table.amax(dim=1).sum())
+
+    def ineffective(self) -> list[str]:
+        """What to tell the user of limits that no architecture of the space exceeds."""
+        ranges = {name: self.range(name) for name in self._limits}
+        return [
+            f"search.budget.{name} of {self._limits[name]:g} limits nothing: this space goes from {least:.4g} to {most:.4g}"
+            for name, (least, most) in ranges.items()
+            if most <= self._limits[name]
+        ]
 
     def size_mib(self, path: BlockChoice) -> float:
         return float(self.costs.size_mib(self._one_hot(path)))
@@ -44,9 +72,18 @@ class Costing:
     def macs(self, path: BlockChoice) -> float:
         return float(self.costs.expected_macs(self._one_hot(path)))
 
+    def latency_ms(self, path: BlockChoice) -> float:
+        """Expected milliseconds, the sum of the path's parts; only with a table of latencies."""
+        return self.expected("latency_ms", self._one_hot(path))
+
+    def expected(self, name: str, probabilities: Tensor) -> float:
+        """Expected ``size_mib``, ``macs`` or ``latency_ms`` under ``(blocks, operations)`` probabilities."""
+        fixed, table = self._costs[name]
+        return fixed + float((probabilities.double().cpu() * table).sum())
+
     def excess(self, path: BlockChoice) -> float:
         """How far over budget, as the largest ratio of cost to limit minus one; 0 or less when within."""
-        costs = {"size_mib": self.size_mib, "macs": self.macs}
+        costs = {"size_mib": self.size_mib, "macs": self.macs, "latency_ms": self.latency_ms}
         return max([costs[name](path) / limit - 1 for name, limit in self._limits.items()], default=-1.0)
 
     def fits(self, path: BlockChoice) -> bool:
@@ -82,9 +119,8 @@ class Costing:
         ]
 
     def _share(self, name: str, limit: float) -> Tensor:
-        table = self.costs.parameters * 4 / 2**20 if name == "size_mib" else self.costs.macs
-        left = limit - (self.costs.fixed.size_mib if name == "size_mib" else self.costs.fixed.macs)
-        return table / max(left, 1e-9)
+        fixed, table = self._costs[name]
+        return table / max(limit - fixed, 1e-9)
 
     def _one_hot(self, path: BlockChoice) -> Tensor:
         return nn.functional.one_hot(torch.tensor(path), self.operations).double()

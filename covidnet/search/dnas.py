@@ -21,11 +21,13 @@ from covidnet.config import Augment, Search
 from covidnet.data.augment import augment
 from covidnet.errors import CovidnetError
 from covidnet.models.supernet import Supernet
-from covidnet.progress import progress
+from covidnet.progress import progress, tell
 from covidnet.search.budget import Costing
+from covidnet.search.collapse import Watch
 from covidnet.search.gumbel import anneal, entropy, sample
 from covidnet.training import distributed
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
+from covidnet.training.logs import Log, silent
 from covidnet.training.loop import layout, one_cycle, parameter_groups
 from covidnet.training.volumes import Volumes, generator
 
@@ -36,13 +38,17 @@ class Searched:
 
     Args:
         alpha: ``(blocks, operations)`` architecture parameters.
-        history: a few hundred rows of what happened: step, phase, temperature, entropy, losses, expected size.
+        history: a few hundred rows of what happened: step, phase, temperature, entropy, losses, expected size, health.
+        probabilities: ``(rows, blocks, operations)`` that paths were drawn from, a row of ``history`` each.
         warmup_accuracy: what ``after_warmup`` returned, before the architecture moved.
+        collapse: step and reason, where the architecture went back to its last healthy state.
     """
 
     alpha: Tensor
     history: list[dict[str, Any]]
+    probabilities: Tensor
     warmup_accuracy: float
+    collapse: dict[str, Any] | None
 
 
 def search(
@@ -57,6 +63,7 @@ def search(
     work: Path,
     title: str,
     after_warmup: Callable[[], float],
+    log: Log = silent,
 ) -> Searched:
     """Train the supernet's weights and the architecture parameters.
 
@@ -67,6 +74,7 @@ def search(
         alpha_half: scans of the other half.
         work: folder for the checkpoint; a run of the same stage goes on from there.
         after_warmup: judges the supernet when the warm-up ends.
+        log: takes the figures of every step.
 
     Raises:
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
@@ -81,20 +89,33 @@ def search(
         while run.step < total:
             if run.step == settings.warmup_steps and run.warmup_accuracy is None:
                 run.warmup_accuracy = after_warmup()
+            healthy = run.watch.collapse is None
             row = run.iterate()
+            if healthy and run.watch.collapse is not None:
+                tell(f"{title}: {run.collapsed()}")
             if not math.isfinite(row["weight_loss"]) or not bool(torch.isfinite(run.alpha).all()):
                 raise CovidnetError(
                     f"{title}: the search diverged at step {row['step']}; lower search.lr ({settings.lr}) "
                     f"or search.alpha_lr ({settings.alpha_lr}), then run again"
                 )
-            advance(note=f"{row['phase']}, loss {row['weight_loss']:.2f}, {row['expected_size_mib']:.1f} MiB expected")
+            log(row["step"], {name: value for name, value in row.items() if isinstance(value, float)})
+            advance(
+                note=f"{row['phase']}, loss {row['weight_loss']:.2f}, {row['expected_size_mib']:.1f} MiB expected, "
+                f"kernels {run.kernels()}"
+            )
             if distributed.anyone(interrupted()):
                 checkpoint.save(run.state())
                 raise stop(title)
             if checkpoint.due():
                 checkpoint.save(run.state())
     checkpoint.save(run.state())  # selection comes after; a kill there must not cost the search
-    return Searched(run.alpha.detach().cpu(), run.history, float(run.warmup_accuracy or 0.0))
+    return Searched(
+        run.alpha.detach().cpu(),
+        run.history,
+        torch.stack(run.probabilities),
+        float(run.warmup_accuracy or 0.0),
+        run.watch.collapse,
+    )
 
 
 class _Run:
@@ -114,6 +135,7 @@ class _Run:
         self.weight_half, self.alpha_half, self.seed = weight_half, alpha_half, seed
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.probabilities: list[Tensor] = []
         self.warmup_accuracy: float | None = None
         self.weights = list(supernet.parameters())
         device = weight_half.labels.device
@@ -123,9 +145,12 @@ class _Run:
             parameter_groups(supernet, settings.weight_decay), lr=settings.lr, fused=True
         )
         self.alpha_optimizer = torch.optim.Adam([self.alpha], lr=settings.alpha_lr, betas=(0.5, 0.999))
+        self.scores = costing.within(self.alpha.detach())  # of the distribution that paths are drawn from
+        chance = float(alpha_half.labels.bincount().max() / len(alpha_half))
+        self.watch = Watch(costing.costs, torch.softmax(self.scores, dim=1), chance, settings.batch)
 
     def iterate(self) -> dict[str, Any]:
-        """One weight update and, after the warm-up, one architecture update."""
+        """One weight update and, after the warm-up and as long as the search is healthy, one architecture update."""
         settings, joint = self.settings, self.step >= self.settings.warmup_steps
         total = settings.warmup_steps + settings.steps
         temperature = anneal(settings.temperature, (self.step - settings.warmup_steps) / settings.steps)
@@ -137,17 +162,51 @@ class _Run:
             "phase": "joint" if joint else "warm-up",
             "temperature": temperature,
             "weight_loss": self._update_weights(temperature if joint else None),
-            "alpha_loss": self._update_alpha(temperature) if joint else None,
+            "alpha_loss": None,
+            "path_accuracy": None,
         }
-        scores = self.costing.within(self.alpha.detach())
-        probabilities = torch.softmax(scores, dim=1)
-        row["entropy"] = entropy(scores)
+        if joint and self.watch.collapse is None:
+            row["alpha_loss"], accuracy = self._update_alpha(temperature)
+            row["path_accuracy"] = self._watch(accuracy)
+        probabilities = torch.softmax(self.scores, dim=1)
+        row["entropy"] = entropy(self.scores)
         row["expected_size_mib"] = float(self.costing.costs.size_mib(probabilities))
         row["expected_macs"] = float(self.costing.costs.expected_macs(probabilities))
         self.step += 1
         if self.step % max(1, total // 400) == 0 or self.step == total:
             self.history.append(row)
+            self.probabilities.append(probabilities.cpu())
         return row
+
+    def _watch(self, accuracy: float) -> float | None:
+        """Look at the search's health, and where it has collapsed go back to the last healthy alpha.
+
+        Returns:
+            accuracy of the recent paths, see `Health`.
+        """
+        alpha = self.alpha.detach()
+        self.scores = self.costing.within(alpha)
+        health = self.watch.look(torch.softmax(self.scores, dim=1), accuracy)
+        self.watch.judge(health, alpha, self.step)
+        if self.watch.collapse is not None and self.watch.healthy is not None:
+            alpha.copy_(self.watch.healthy)
+            self.scores = self.costing.within(alpha)
+        return health.accuracy
+
+    def collapsed(self) -> str:
+        """What to tell the user of a collapse."""
+        found = self.watch.collapse or {}
+        return (
+            f"the search collapsed at step {found['step']}: {found['reason']}. The architecture is back where it was last "
+            "healthy and stays there; for a better one give the search more scans or more search.warmup_steps, or lower "
+            f"search.alpha_lr ({self.settings.alpha_lr})"
+        )
+
+    def kernels(self) -> str:
+        """Kernel of each block's most probable operation, a word per layer: ``3357 7-53 ...``, - for identity."""
+        operations = self.supernet.space.operations
+        names = [str(operations[i].kernel or "-") for i in self.scores.argmax(dim=1).tolist()]
+        return " ".join("".join(layer) for layer in self.supernet.space.layers(names))
 
     def _update_weights(self, temperature: float | None) -> float:
         """Update the weights of one path: drawn as uniformly as the budget allows while warming up, from alpha after."""
@@ -156,7 +215,7 @@ class _Run:
             path, _ = sample(self.costing.within(torch.zeros_like(self.alpha)), 1.0, rng)
         else:
             path, _ = sample(self.costing.within(self.alpha.detach()), temperature, rng)
-        loss = self._loss(self.weight_half, self.step, 1, path.tolist(), None)
+        loss, _ = self._loss(self.weight_half, self.step, 1, path.tolist(), None)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.average_gradients(self.weights)
@@ -164,34 +223,44 @@ class _Run:
         self.weight_optimizer.step()
         return distributed.mean(loss)
 
-    def _update_alpha(self, temperature: float) -> float:
-        """Update alpha on the other patients; weights are frozen, so no weight gradient is computed."""
+    def _update_alpha(self, temperature: float) -> tuple[float, float]:
+        """Update alpha on the other patients; weights are frozen, so no weight gradient is computed.
+
+        Returns:
+            loss and accuracy of the path on its batch.
+        """
         path, gates = sample(self.costing.within(self.alpha), temperature, generator(self.seed, 2, self.step))
         for weight in self.weights:
             weight.requires_grad_(False)
-        loss = self._loss(self.alpha_half, self.step, 3, path.tolist(), gates)
+        loss, accuracy = self._loss(self.alpha_half, self.step, 3, path.tolist(), gates)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.average_gradients([self.alpha])
         self.alpha_optimizer.step()
         for weight in self.weights:
             weight.requires_grad_(True)
-        return distributed.mean(loss)
+        return distributed.mean(loss), distributed.mean(accuracy)
 
-    def _loss(self, half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None) -> Tensor:
+    def _loss(
+        self, half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of a path on this process's share of a step's batch."""
         scans, labels = half.batch(step, self.settings.batch, self.seed + stream)
         volume = augment(scans, self.augmentation, generator(self.seed, stream, step))  # (B, 1, D, H, W)
         volume, labels = layout(distributed.share(volume)), distributed.share(labels)
         device_type = volume.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
             logits = self.supernet(volume.expand(-1, self.supernet.channels, -1, -1, -1), path, gates)
-        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
+        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
+        return loss, (logits.detach().argmax(dim=1) == labels).float().mean()
 
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on; random draws are functions of (seed, step)."""
         return {
             "step": self.step,
             "history": self.history,
+            "probabilities": self.probabilities,
+            "watch": self.watch.state(),
             "warmup_accuracy": self.warmup_accuracy,
             "supernet": self.supernet.state_dict(),
             "alpha": self.alpha.detach(),
@@ -201,8 +270,11 @@ class _Run:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.step, self.history = state["step"], state["history"]
+        self.probabilities = state["probabilities"]
+        self.watch.load_state(state["watch"])
         self.warmup_accuracy = state["warmup_accuracy"]
         self.supernet.load_state_dict(state["supernet"])
         self.alpha.data.copy_(state["alpha"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.scores = self.costing.within(self.alpha.detach())

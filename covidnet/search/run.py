@@ -3,7 +3,7 @@
 import csv
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,20 +12,27 @@ from covidnet import folder
 from covidnet.config import Config
 from covidnet.data import splits
 from covidnet.data.packed import Packed
+from covidnet.errors import UsageError
 from covidnet.models import cost
 from covidnet.models.covidnet3d import SPACES
 from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import synchronise
-from covidnet.progress import progress
+from covidnet.progress import first_process, progress, tell
 from covidnet.search import result
 from covidnet.search.budget import BlockChoice, Costing
 from covidnet.search.dnas import search
+from covidnet.search.latency import LatencyTable, cached
+from covidnet.training import distributed
+from covidnet.training.logs import Log, silent
 from covidnet.training.loop import place
 from covidnet.training.volumes import Volumes, generator, select
 
 
-def run(config: Config, packed: Packed, variant: str, device: torch.device, work: Path) -> dict[str, Any]:
-    """Search and write `genotype.json`, `search.json` (history, comparison), pictures and `metrics.json` into ``work``.
+def run(
+    config: Config, packed: Packed, variant: str, device: torch.device, work: Path, log: Log = silent
+) -> dict[str, Any]:
+    """Search and write `genotype.json`, `search.json` (history, comparison), `history.csv`, `probabilities.npy` (of each
+    operation, ``(rows of the history, blocks, operations)``) and `metrics.json` into ``work``.
 
     Raises:
         UsageError: the budget is outside of the space's range.
@@ -33,7 +40,10 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
     """
     settings, space = config.search, SPACES[variant]
     costs = cost.table(space, settings.size, config.channels, len(config.classes))
-    costing = Costing(costs, settings.budget)
+    latency = _latencies(config, packed, variant)
+    costing = Costing(costs, settings.budget, latency)
+    for remark in costing.ineffective():
+        tell(remark)
     weight_half, alpha_half = halves(config, packed, device)
     validation = select(packed, packed.split("validation"), config.classes, settings.size, device)
     torch.manual_seed(config.seed)
@@ -50,7 +60,7 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
 
     searched = search(
         supernet, costing, weight_half, alpha_half, settings, config.augment,
-        seed=config.seed, work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves,
+        seed=config.seed, work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves, log=log,
     )  # fmt: skip
     paths = result.candidates(searched.alpha, costing, settings.candidates, generator(config.seed, 11))
     with progress(f"judge {space.name}", len(paths) + 1 + len(random)) as advance:
@@ -73,6 +83,7 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
         "macs": costing.macs(chosen),
         "identity_blocks": sum(not operation.kernel for operation in genotype.operations),
         "entropy": searched.history[-1]["entropy"],
+        "collapsed": searched.collapse is not None,
         "chance": chance,
         "warmup_accuracy": searched.warmup_accuracy,
         "supernet_learned": above_chance(searched.warmup_accuracy, chance, len(validation)),
@@ -81,17 +92,22 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
         "random_accuracy_max": float(np.max([j.accuracy for j in others])),
         "random_beaten": sum(found.loss < other.loss for other in others) / len(others),
     }
+    if latency is not None:
+        metrics["latency_ms"] = costing.latency_ms(chosen)
+        latency.save(work / "latency.json")
     details = {
         "variant": variant,
         "operations": [operation.name for operation in space.operations],
         "alpha": searched.alpha.tolist(),
         "history": searched.history,
+        "collapse": searched.collapse,
         "budget": settings.budget.model_dump(),
         "candidates": [{"path": p, "loss": j.loss, "accuracy": j.accuracy} for p, j in zip(paths, judged, strict=True)],
         "random": [{"path": p, "loss": j.loss, "accuracy": j.accuracy} for p, j in zip(random, others, strict=True)],
         "found": {"path": chosen, "loss": found.loss, "accuracy": found.accuracy},
     }
     folder.write_json(work / "search.json", details)
+    np.save(work / "probabilities.npy", searched.probabilities.numpy().astype(np.float16), allow_pickle=False)
     with (work / "history.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(searched.history[0]), lineterminator="\n")
         writer.writeheader()
@@ -99,6 +115,28 @@ def run(config: Config, packed: Packed, variant: str, device: torch.device, work
     folder.write_json(work / "metrics.json", metrics)
     (work / "checkpoint.pt").unlink()
     return metrics
+
+
+def _latencies(config: Config, packed: Packed, variant: str) -> LatencyTable | None:
+    """The table that a limit on latency needs: as given, or measured by the first process at the size to be served.
+
+    Raises:
+        UsageError: the table isn't one, is of another space, or was measured at another size than that of the dataset.
+    """
+    depth, height, width = packed.scans.shape[1:]
+    size = (depth, height, width)
+    if config.search.budget.latency_ms is None:
+        return None
+    if config.search.latency_table is None:
+        measured = cached(variant, size, config.channels, "cpu", "auto") if first_process() else None
+        return cast(LatencyTable, distributed.from_first(measured))
+    table = LatencyTable.load(Path(config.search.latency_table), SPACES[variant])
+    if table.size != size:
+        raise UsageError(
+            f"{config.search.latency_table} was measured at {table.size}, the dataset has scans of {size}; "
+            f"run `covidnet latency --input {','.join(map(str, size))}`"
+        )
+    return table
 
 
 def halves(config: Config, packed: Packed, device: torch.device) -> tuple[Volumes, Volumes]:

@@ -16,6 +16,7 @@ from covidnet.models.blocks import Classifier
 from covidnet.progress import progress
 from covidnet.training import distributed
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
+from covidnet.training.logs import Log, silent
 from covidnet.training.volumes import Volumes, generator
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -60,6 +61,7 @@ def fit(
     seed: int,
     work: Path,
     title: str,
+    log: Log = silent,
 ) -> Fitted:
     """Train a model on its device and leave its best weights in it.
 
@@ -70,6 +72,7 @@ def fit(
         scans: scans to see in all.
         work: folder for the checkpoint; a run of the same stage goes on from there.
         title: shown beside the progress.
+        log: takes the figures of every step.
 
     Raises:
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
@@ -113,8 +116,11 @@ def fit(
             state["step"] = step + 1
             state["loss_sum"] += loss
             state["loss_steps"] += 1
+            figures = {"train_loss": loss}
             if step + 1 in marks:
                 _evaluate(model, validation, optimizer, state)
+                figures |= {f"validation_{name}": state["history"][-1][name] for name in ("loss", "accuracy")}
+            log(step, figures)
             advance(
                 note=f"loss {loss:.3f}"
                 + (f", validation accuracy {state['history'][-1]['accuracy']:.3f}" if state["history"] else "")

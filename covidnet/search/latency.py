@@ -1,0 +1,216 @@
+"""Milliseconds of every operation in every block, measured on the device and engine that will serve the network.
+
+Multiply-accumulates mis-rank operations: engines compute depthwise and 1x1x1 convolutions at very different rates. A table
+of measured times is a linear cost like size, so a search can aim at it (`search.budget.latency_ms`).
+
+    covidnet latency --variant S --out latency.json                    # on the machine that will serve
+    covidnet search -S search.budget.latency_ms=3 -S search.latency_table=latency.json
+
+An operation is measured where it will run: in a whole network whose other layers hold nothing but identity, less the network
+of identities alone, the two taking turns.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from covidnet.errors import UsageError
+from covidnet.inference import engine, selection
+from covidnet.models.covidnet3d import SPACES, Space
+from covidnet.progress import progress
+from covidnet.search.untrained import network
+
+Size = tuple[int, int, int]
+Run = Callable[[], object]
+ROUNDS = 15  # least runs of each network, after three that warm up
+SECONDS = 0.3  # of running per network
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Measured times of a space's parts.
+
+    Args:
+        space: name of the space.
+        size: ``(D, H, W)`` of the input.
+        engine: name of the engine and its device, e.g. ``openvino (cpu)``.
+        processor: what it ran on.
+        threads: CPU threads; 0 is all that the process might use.
+        fixed_ms: of the network of identities: stem, calibration convolutions and head.
+        blocks_ms: ``(blocks, operations)``.
+        check: expected and measured milliseconds of random architectures, ``[[expected, measured], ...]``.
+    """
+
+    space: str
+    size: Size
+    engine: str
+    processor: str
+    threads: int
+    fixed_ms: float
+    blocks_ms: tuple[tuple[float, ...], ...]
+    check: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def table(self) -> Tensor:
+        """``(blocks, operations)`` in milliseconds."""
+        return torch.tensor(self.blocks_ms, dtype=torch.float64)
+
+    def of(self, path: Sequence[int]) -> float:
+        """Expected milliseconds of one architecture."""
+        return self.fixed_ms + sum(row[i] for row, i in zip(self.blocks_ms, path, strict=True))
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, space: Space) -> "LatencyTable":
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: it isn't a table, or one of another space.
+        """
+        try:
+            tree = json.loads(path.read_text())
+            rows = tuple(tuple(float(ms) for ms in row) for row in tree["blocks_ms"])
+            size, check = tuple(tree["size"]), tuple((a, b) for a, b in tree["check"])
+            found = cls(**{**tree, "size": size, "blocks_ms": rows, "check": check})
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path} is not a table of latencies; `covidnet latency` writes one ({error})") from None
+        shape, expected = torch.Size([len(rows), len(rows[0])]), (len(space.block_widths), len(space.operations))
+        if found.space != space.name or shape != expected:
+            raise UsageError(
+                f"{path}: expected latencies of space {space.name}, {expected[0]} blocks and {expected[1]} operations, "
+                f"found {found.space}, {shape[0]} and {shape[1]}; measure again with `covidnet latency`"
+            )
+        return found
+
+
+def cached(
+    variant: str, size: Size, channels: int, device: engine.Device, name: engine.Name, threads: int = 0
+) -> LatencyTable:
+    """As `measure`; what this machine measured before is read from the user's cache folder."""
+    space = SPACES[variant]
+    facts = [repr(space), size, channels, device, name, threads]
+    facts += [selection.processor(), len(os.sched_getaffinity(0)), selection.versions()]
+    folder = engine.cache_folder("latency")
+    path = folder and folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    if path and path.is_file():
+        return LatencyTable.load(path, space)
+    table = measure(variant, size, channels, device, name, threads)
+    if path:
+        partial = path.with_suffix(f".{os.getpid()}")
+        table.save(partial)
+        partial.replace(path)
+    return table
+
+
+def measure(
+    variant: str,
+    size: Size,
+    channels: int,
+    device: engine.Device,
+    name: engine.Name,
+    threads: int = 0,
+    *,
+    checked: int = 4,
+) -> LatencyTable:
+    """Time every operation in every layer on this machine, which takes a minute or two.
+
+    Args:
+        variant: search space, S or L.
+        size: ``(D, H, W)`` of the input.
+        channels: input channels.
+        device: ``cpu`` or ``gpu``.
+        name: of the engine; ``auto`` is that which `covidnet.inference.engine` would take.
+        threads: CPU threads; 0 takes all.
+        checked: random architectures whose measured time is set beside the sum of their parts.
+
+    Raises:
+        UsageError: the engine or the device isn't here.
+    """
+    space = SPACES[variant]
+    identity = next((i for i, operation in enumerate(space.operations) if not operation.kernel), None)
+    if identity is None:
+        raise UsageError(f"space {space.name} has no identity, beside which its operations could be measured")
+    nothing = (identity,) * len(space.block_widths)
+    wanted = [
+        (layer, i)
+        for layer in range(len(space.blocks))
+        for i, operation in enumerate(space.operations)
+        if operation.kernel
+    ]
+    blocks_ms = np.zeros((len(space.blocks), len(space.operations)))
+    draw = np.random.default_rng(0)
+    random = [tuple(int(i) for i in draw.integers(0, len(space.operations), len(nothing))) for _ in range(checked)]
+    empties: list[float] = []
+    with tempfile.TemporaryDirectory() as work, progress(f"time {space.name}", len(wanted) + checked) as advance:
+
+        def load(path: Sequence[int]) -> engine.Engine:
+            file = Path(work) / "network.onnx"
+            onnx.save(network(space, path, size, channels), file)
+            return engine.open_model(file, device, name, threads)
+
+        empty = load(nothing)
+
+        def extra_ms(path: Sequence[int]) -> float:
+            """Milliseconds that an architecture takes beyond that of identities."""
+            base, other = take_turns([_run(empty), _run(load(path))])
+            empties.extend(base)
+            advance()
+            return float(np.median(other) - np.median(base))
+
+        for layer, i in wanted:
+            full = space.layers(list(nothing))
+            full[layer] = [i] * space.blocks[layer]
+            more = extra_ms([choice for choices in full for choice in choices])
+            blocks_ms[layer, i] = max(0.0, more / space.blocks[layer])
+        extras = [extra_ms(path) for path in random]
+    fixed_ms = float(np.median(empties))
+    rows = tuple(
+        tuple(round(float(ms), 5) for ms in row)
+        for row, count in zip(blocks_ms, space.blocks, strict=True)
+        for _ in range(count)
+    )
+    table = LatencyTable(
+        space.name, size, empty.name, selection.processor(), threads, round(fixed_ms, 5), rows
+    )  # fmt: skip
+    pairs = tuple(
+        (round(table.of(path), 4), round(fixed_ms + extra, 4)) for path, extra in zip(random, extras, strict=True)
+    )
+    return replace(table, check=pairs)
+
+
+def take_turns(runs: Sequence[Run], seconds: float = SECONDS) -> list[list[float]]:
+    """Milliseconds of each run, in turns, so that a busy moment of the machine hits all of them alike."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(3):
+        for run in runs:
+            run()
+    begun = time.perf_counter()
+    while len(times[0]) < ROUNDS or time.perf_counter() - begun < seconds * len(runs):
+        for run, found in zip(runs, times, strict=True):
+            started = time.perf_counter()
+            run()
+            found.append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def deviation(check: Iterable[tuple[float, float]]) -> float:
+    """Mean relative difference of measured to expected milliseconds."""
+    return float(np.mean([abs(measured / expected - 1) for expected, measured in check]))
+
+
+def _run(loaded: engine.Engine) -> Run:
+    scan = np.zeros((1, 1, *loaded.size), np.uint8)
+    return lambda: loaded.run(scan)
