@@ -27,7 +27,7 @@ REQUEST_SECONDS = Histogram(
 )
 REJECTED = Counter("covidnet_rejected_requests", "Requests that were refused, by reason", ["reason"])
 IN_FLIGHT = Gauge("covidnet_requests_in_flight", "Requests waiting or worked on", multiprocess_mode="livesum")
-QUEUE = Gauge("covidnet_queue_batches", "Batches that wait for the network or are in it", multiprocess_mode="livesum")
+QUEUE = Gauge("covidnet_queue_scans", "Scans that wait for the network or are in it", multiprocess_mode="livesum")
 QUEUE_LIMIT = Gauge("covidnet_requests_limit", "Requests that are let in at once", multiprocess_mode="livesum")
 BATCH = Histogram("covidnet_batch_scans", "Scans per run of the network", buckets=(1, 2, 4, 8, 16, 32, 64))
 PHASE_SECONDS = Histogram("covidnet_phase_seconds", "Time spent in a phase of a request", ["phase"], buckets=_SECONDS)

@@ -109,7 +109,7 @@ SERVICE: dict[str, list[Panel]] = {
             {
                 "in flight": f"sum(covidnet_requests_in_flight{{{JOB}}})",
                 "limit": f"sum(covidnet_requests_limit{{{JOB}}})",
-                "waiting for the network": f"sum(covidnet_queue_batches{{{JOB}}})",
+                "waiting for the network": f"sum(covidnet_queue_scans{{{JOB}}})",
             },
         ),
     ],
