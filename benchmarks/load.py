@@ -22,7 +22,7 @@ import time
 import zipfile
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def measure(bundle: Bundle, work: Path, options: Namespace) -> dict[str, Any]:
     """All figures; those with a target have its name."""
     series = zipped(options.series, work / "series.zip")
     network = engine.load(bundle, "cpu")
-    content = message(bundle)
+    content = message(bundle.preprocess["size"])
     with endpoint(bundle, work) as target:
         found = latency(target, network, content, options.seconds)
         found |= upload(target, series, options.seconds)
@@ -110,9 +110,8 @@ def report(found: dict[str, Any]) -> list[str]:
     return missed
 
 
-def message(bundle: Bundle) -> bytes:
-    """A request with one prepared scan, as it goes over the wire: packing it is no work of the server."""
-    size = bundle.preprocess["size"]
+def message(size: Sequence[int]) -> bytes:
+    """A request with one prepared scan ``(D, H, W)``, as it goes over the wire: packing it is no work of the server."""
     volume = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     tensor = pb.ModelInferRequest.InferInputTensor(name="volume", datatype="UINT8", shape=[1, *size])
     request = pb.ModelInferRequest(model_name="covidnet", inputs=[tensor], raw_input_contents=[volume.tobytes()])

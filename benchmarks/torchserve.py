@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def main() -> None:
 
 def compare(bundle: Bundle, seconds: float) -> None:
     """One server after the other."""
-    body, headers = request(bundle)
+    body, headers = request(bundle.preprocess["size"])
     rows = []
     print(f"{'server':>18} | {'p50 ms':>8} | {'p99 ms':>8} | {CALLERS} callers, scans/s")
     for name, start in (("KServe predictor", endpoint), ("TorchServe", torch_serve)):
@@ -57,9 +58,8 @@ def compare(bundle: Bundle, seconds: float) -> None:
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def request(bundle: Bundle) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a V2 request with one volume as binary data."""
-    size = bundle.preprocess["size"]
+def request(size: Sequence[int]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a V2 request with one volume ``(D, H, W)`` as binary data."""
     volume = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
     tensor = {
         "name": "volume",
