@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
@@ -182,24 +182,13 @@ TREES = st.recursive(
 
 def trees(rng: random.Random) -> Iterator[Any]:
     """Drawn JSON trees without end."""
+    drawn: list[Any] = []
+    draw = given(TREES)(lambda tree: drawn.append(tree))
+    draw = settings(max_examples=100, database=None, deadline=None, phases=[Phase.generate])(draw)
     while True:
-        drawn: list[Any] = []
-        settings_ = settings(
-            max_examples=300,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-
-        @seed(rng.randrange(2**32))
-        @settings_
-        @given(TREES)
-        def draw(tree: Any, drawn: list[Any] = drawn) -> None:
-            drawn.append(tree)
-
-        draw()
-        yield from drawn
+        if not drawn:
+            seed(rng.randrange(2**32))(draw)()
+        yield drawn.pop()
 
 
 def json_calls(target: Target, rng: random.Random) -> Iterator[tuple[str, Call]]:

@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import select
 import signal
 import sys
 import tempfile
@@ -95,6 +96,8 @@ class Service:
                 if time.perf_counter() > end:
                     break
                 try:
+                    if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+                        connection.close()  # the server has closed it meanwhile; clients look before they send
                     if connection.sock is None:
                         connection.connect()
                 except OSError:
@@ -102,7 +105,8 @@ class Service:
                     time.sleep(0.01)
                     continue
                 try:
-                    connection.request("POST", path, body, headers)
+                    with contextlib.suppress(BrokenPipeError):  # a refusal may come before the body is sent
+                        connection.request("POST", path, body, headers)
                     response = connection.getresponse()
                     response.read()
                 except (OSError, http.client.HTTPException) as error:
