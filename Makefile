@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: monitor demo test fast lint bench fuzz image clean
+.PHONY: monitor demo test fast lint bench fuzz image docs reference clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -27,6 +27,13 @@ fuzz: .venv/.ready            ## 10,000 damaged files through the readers
 
 bench: .venv/.ready           ## side-by-side benchmarks of this machine
 	for name in depthwise engines predict; do $(BIN)/python -m benchmarks.$$name; done
+
+docs: .venv/.ready            ## the documentation as a site, every link checked
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+	@echo "Site: build/docs/index.html"
+
+reference: .venv/.ready       ## docs/reference anew, from CLI, configuration and server
+	$(BIN)/python -m docs.generate
 
 # The wheels go in as files, so the build needs neither a network nor an index. In real use BASE is pinned by digest.
 BASE ?= docker.io/library/python:3.11-slim-bookworm
