@@ -21,7 +21,7 @@ Shape = tuple[
 NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # of a Kubernetes object
 Stride = Annotated[int, Field(ge=1, le=2)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Leak = Literal["patient-overlap", "split-inside-split", "duplicate-scan", "near-duplicate", "conflicting-label"]
+Leak = Literal["patient-overlap", "split-inside-split", "duplicate-scan", "near-duplicate"]
 DATASET_CLASSES = {  # published datasets by name (covidnet.data.datasets) and the classes that they have
     "ccccii": ("NCP", "CP", "Normal"),
     "mosmed": ("NCP", "Normal"),
@@ -103,6 +103,10 @@ class Augment(Section):
     shift: float = Field(0.06, ge=0, lt=0.5, description="share of the volume's side")
     intensity: float = Field(0.1, ge=0, lt=1, description="gain and offset")
     noise: float = Field(0.02, ge=0, lt=1, description="standard deviation of added noise, in the 0..1 range")
+    cutout: float = Field(0.0, ge=0, lt=1, description="side of a box blotted out, as a share of the volume's side")
+    mixup: float = Field(
+        0.0, ge=0, le=2, description="alpha of the Beta distribution by which two scans and their labels are mixed"
+    )
 
 
 class Training(Section):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from covidnet.config import Augment
 
 
 def augment(batch: Tensor, settings: Augment, generator: torch.Generator) -> Tensor:
-    """Mirror, turn, scale and shift in the axial plane, change grey levels, add noise.
+    """Mirror, turn, scale and shift in the axial plane, change grey levels, add noise, blot a box out.
 
     Depth is left alone: slices of a packed scan are millimetres apart, and an in-plane transform that treats them as
     channels costs a fraction of a volumetric one.
@@ -46,4 +47,51 @@ def augment(batch: Tensor, settings: Augment, generator: torch.Generator) -> Ten
     if settings.noise:
         noise = torch.randn(volume.shape, generator=generator)
         volume = volume + noise.to(volume.device) * (2 * settings.noise)  # the range is 2 wide
+    if settings.cutout:
+        volume = volume.masked_fill(boxes(volume.shape, settings.cutout, generator).to(volume.device), 0.0)
     return volume.unsqueeze(1)
+
+
+def boxes(shape: torch.Size, side: float, generator: torch.Generator) -> Tensor:
+    """A box per scan (cutout: DeVries and Taylor, 2017), its sides drawn up to a share of the volume's.
+
+    Its middle lies anywhere in the volume, so that a part of it may lie outside.
+
+    Args:
+        shape: ``(B, D, H, W)``.
+
+    Returns:
+        ``bool (B, D, H, W)``, true inside.
+    """
+    inside = torch.ones(shape, dtype=torch.bool)
+    for axis, length in enumerate(shape[1:], start=1):
+        middle, half = torch.rand(2, shape[0], 1, generator=generator) * torch.tensor([1.0, side / 2]).view(2, 1, 1)
+        place = (torch.arange(length) + 0.5) / length  # of voxel middles, 0..1
+        within = (place - middle).abs() <= half  # (B, length)
+        inside &= within.view(shape[0], *(length if i == axis else 1 for i in range(1, len(shape))))
+    return inside
+
+
+def mixup(
+    volume: Tensor, labels: Tensor, classes: int, alpha: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix every scan, and its label, with another of the batch (Zhang et al., ICLR 2018).
+
+    Args:
+        volume: ``float (B, 1, D, H, W)``.
+        labels: ``int64 (B,)``.
+        alpha: the shares are drawn from Beta(alpha, alpha); 0 leaves everything as it is.
+        generator: on the CPU.
+
+    Returns:
+        the mixed volumes, and ``float32 (B, K)`` targets, which `torch.nn.functional.cross_entropy` takes like labels.
+    """
+    if not alpha:
+        return volume, labels
+    order = torch.randperm(len(volume), generator=generator).to(volume.device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    drawn = np.random.default_rng(seed).beta(alpha, alpha, len(volume))  # PyTorch's Beta takes no generator
+    share = torch.from_numpy(drawn).to(volume)
+    targets = torch.nn.functional.one_hot(labels, classes).float()
+    along = share.view(-1, 1, 1, 1, 1)
+    return torch.lerp(volume[order], volume, along), torch.lerp(targets[order], targets, share.view(-1, 1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from covidnet.config import Augment
-from covidnet.data.augment import augment
+from covidnet.data.augment import augment, mixup
 from covidnet.training.volumes import generator
 
 STILL = Augment(flip=False, rotate_deg=0, scale=0, shift=0, intensity=0, noise=0)
@@ -51,3 +51,43 @@ def test_a_turn_moves_a_point_by_no_more_than_its_angle():
     height = (rows * torch.arange(65)).sum(1) / rows.sum(1) - 32
     assert float(height.abs().max()) <= 30 * math.sin(math.radians(10)) + 1
     assert float(height.abs().max()) > 2
+
+
+def test_cutout_blots_out_one_box_of_the_configured_size_and_draws_nothing_else_anew():
+    scans = torch.full((64, 16, 20, 24), 255, dtype=torch.uint8)
+    blotted = augment(scans, STILL.model_copy(update={"cutout": 0.5}), generator(0))[:, 0] == 0
+    for mask in blotted:
+        sides = [int(mask.any(dim=tuple(axis for axis in range(3) if axis != kept)).sum()) for kept in range(3)]
+        assert int(mask.sum()) == math.prod(sides)  # a box, and no other voxel
+        assert all(side <= length / 2 + 1 for side, length in zip(sides, mask.shape, strict=True))
+    # along an axis: E[2h] less E[h^2] that lies outside, for h uniform up to 1/4
+    assert float(blotted.float().mean()) == pytest.approx(0.2292**3, rel=0.35)
+    plain, cut = (augment(batch(), Augment(cutout=cutout), generator(5)) for cutout in (0.0, 0.6))
+    assert torch.equal(plain[cut != 0], cut[cut != 0])
+
+
+def test_mixup_mixes_labels_as_it_mixes_scans():
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    volume = labels.float().view(-1, 1, 1, 1, 1).expand(-1, 1, 2, 3, 4)
+    mixed, targets = mixup(volume, labels, 3, 1.0, generator(0))
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    torch.testing.assert_close(mixed[:, 0, 0, 0, 0], targets @ torch.tensor([0.0, 1.0, 2.0]))
+    assert len({float(share) for share in targets.max(1).values}) > 2  # every scan has a share of its own
+    again, _ = mixup(volume, labels, 3, 1.0, generator(0))
+    assert torch.equal(mixed, again)
+
+
+def test_mixup_draws_its_shares_from_the_beta_distribution():
+    labels = torch.arange(2).repeat(2000)
+    _, targets = mixup(torch.zeros(4000, 1, 1, 1, 1), labels, 2, 0.4, generator(0))
+    own = targets.gather(1, labels[:, None])[:, 0]
+    share = own[own < 1]  # mixed with the other class
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(share.var()) == pytest.approx(1 / (4 * (2 * 0.4 + 1)), rel=0.05)  # of Beta(a, a)
+
+
+def test_without_mixup_labels_stay_labels():
+    volume, labels = torch.rand(4, 1, 2, 2, 2), torch.tensor([0, 1, 1, 0])
+    same, kept = mixup(volume, labels, 2, 0.0, generator(0))
+    assert same is volume
+    assert kept is labels
