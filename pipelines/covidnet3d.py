@@ -64,7 +64,7 @@ def stages(cluster: Cluster) -> BaseComponent:
             sharded = cluster.ingesting(ingest_shard(number=number, **raw))
         ingested = ingest(shards=dsl.Collected(sharded.outputs["shard"]), **raw)
         dataset = cluster.ingesting(ingested).outputs["dataset"]
-        audited = cluster.light(audit(dataset=dataset))
+        audited = cluster.light(audit(params=ingest_params, dataset=dataset))
         # as inputs, too: the compiler of KFP 2.17 hands a loop no parameter that only a pod's resources ask for
         where = {"gpus": pod_gpus, "gpu_type": gpu_type, "job": job, "code": code}
         with dsl.ParallelFor(baselines, name="baselines") as name:
