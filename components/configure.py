@@ -101,7 +101,7 @@ def configure(
         "deploy.service": service,
         "deploy.namespace": namespace,
     }
-    settings = tasks.choose(params, knobs, overrides, baselines, variants)
+    settings = tasks.pinned(tasks.choose(params, knobs, overrides, baselines, variants))
     found = {
         **tasks.parts(settings),
         "shards": tasks.shards(shards),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from covidnet.data.audit import Audit
     from covidnet.data.packed import Packed
+    from covidnet.data.versions import Version
     from covidnet.deploy.findings import Findings
     from covidnet.models.saved import Description
     from covidnet.training.volumes import Volumes
@@ -70,27 +71,31 @@ def shards_of(dataset: Path) -> Path:
 def ingest_shard(config: Config, dataset: Path, shard: tuple[int, int]) -> Metrics:
     """Read every n-th scan of the source, into a folder of its own under `shards_of` the dataset."""
     from covidnet.data import ingest as data_ingest
+    from covidnet.data import versions
 
     out = shards_of(dataset) / f"{shard[0]}-of-{shard[1]}"
-    with folder.write(out, "ingest-shard", {**_ingest_parameters(config), "shard": shard}, {}) as work:
+    version = versions.find(config.data)
+    with folder.write(out, "ingest-shard", {**_ingest_parameters(config, version), "shard": shard}, {}) as work:
         if work is None:
             return _unchanged(out)
-        metrics = data_ingest.ingest_shard(config, work, shard)
+        metrics = data_ingest.ingest_shard(versions.fetched(config, version), work, shard)
         folder.write_json(work / "metrics.json", metrics)
     return metrics
 
 
 def ingest(config: Config, out: Path, *, merge: bool = False) -> Metrics:
     """Source to packed dataset (`covidnet.data.ingest`) with a contact sheet; with ``merge``, from its shards."""
-    from covidnet.data import audit, contact_sheet, datasets, packed
+    from covidnet.data import audit, contact_sheet, packed, versions
     from covidnet.data import ingest as data_ingest
 
+    version = versions.find(config.data)
     shards = sorted(shards_of(out).glob("*-of-*[0-9]")) if merge else []
-    with folder.write(out, "ingest", _ingest_parameters(config), {}) as work:
+    with folder.write(out, "ingest", _ingest_parameters(config, version), {}) as work:
         if work is not None:
-            metrics = data_ingest.merge(config, shards, work) if merge else data_ingest.ingest(config, work, out)
-            if config.data.splits is not None:
-                metrics |= datasets.write_missing(config.data, work / "missing.csv")
+            local = versions.fetched(config, version)
+            metrics = data_ingest.merge(local, shards, work) if merge else data_ingest.ingest(local, work, out)
+            if local.data.splits is not None:
+                metrics |= data_ingest.write_missing(local.data, work / "missing.csv")
             contact_sheet.write(packed.read(work), config.classes, work / "contact_sheet.png")
             audit.write(work)
             folder.write_json(work / "preprocess.json", data_ingest.spec_of(config.data).to_dict())
@@ -338,13 +343,13 @@ def _volumes(config: Config, packed: "Packed", split: str, device: "torch.device
     return select(packed, packed.split(split), config.classes, (depth, height, width), device)
 
 
-def _ingest_parameters(config: Config) -> dict[str, Any]:
+def _ingest_parameters(config: Config, version: "Version | None") -> dict[str, Any]:
     """All that a packed dataset depends on: settings and raw files, not how many processes worked or what it may leak."""
     from covidnet.data import ingest as data_ingest
 
     parameters = _parameters(config, "data", "classes", "seed")
     del parameters["data"]["workers"], parameters["data"]["allow"]
-    return parameters | ({} if config.data.source == "phantom" else data_ingest.listing(config))
+    return parameters | ({} if config.data.source == "phantom" else data_ingest.listing(config, version))
 
 
 def _parameters(config: Config, *names: str) -> dict[str, Any]:

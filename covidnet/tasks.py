@@ -107,14 +107,31 @@ def revisions(settings: Config, expected: str) -> dict[str, str]:
     Raises:
         UsageError: the scans aren't there, or are others than expected.
     """
+    from covidnet.data import versions
     from covidnet.data.ingest import listing
 
-    named = settings.data.source == "phantom" or settings.data.revision is not None
-    raw = settings.data.model_dump() if named else listing(settings)
+    if settings.data.source == "phantom":
+        raw, where = settings.data.model_dump(), "the phantoms of these parameters"
+    elif settings.data.revision is not None:
+        raw, where = listing(settings, versions.find(settings.data)), f"data.revision {settings.data.revision}"
+        raw["version"] = raw["version"]["sha256"]  # the same in another commit
+    else:
+        raw, where = listing(settings), "data.root as it is mounted"
     found = hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode()).hexdigest()[:12]
     if expected and expected != found:
-        where = (
-            "the phantoms of these parameters" if settings.data.source == "phantom" else "data.root as it is mounted"
-        )
         raise UsageError(f"data revision {expected} is not here: {where} has revision {found}; give that, or none")
     return {"data_revision": found, "code": folder.code_digest()}
+
+
+def pinned(settings: Config) -> Config:
+    """With ``data.revision`` as a commit, so that a branch that moves during the run changes nothing in it.
+
+    Raises:
+        UsageError: there is no such revision.
+    """
+    from covidnet.data import versions
+
+    version = versions.find(settings.data)
+    if version is None:
+        return settings
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"revision": version.pin})})

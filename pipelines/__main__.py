@@ -30,6 +30,10 @@ WorkspaceClaim = Annotated[
     str | None, typer.Option(help="PersistentVolumeClaim for checkpoints, mounted at /workspace; --nodes needs one.")
 ]
 KeySecret = Annotated[str | None, typer.Option(help="Secret whose entry `key` makes the pseudonyms of patients.")]
+DataSecret = Annotated[
+    str | None,
+    typer.Option(help="Secret with AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; data.revision on S3 needs one."),
+]
 Shards = Annotated[int, typer.Option(help="Pods that share the reading of the raw scans.")]
 NodeSelector = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label of the nodes that train.")]
 Toleration = Annotated[list[str] | None, typer.Option(metavar="KEY", help="Taint of those nodes; adds nvidia.com/gpu.")]
@@ -50,11 +54,12 @@ def compile_graph(
     data_claim: DataClaim = None,
     workspace_claim: WorkspaceClaim = None,
     key_secret: KeySecret = None,
+    data_secret: DataSecret = None,
     node_selector: NodeSelector = None,
     toleration: Toleration = None,
 ) -> None:
     """Write the graph as YAML, to upload in the Kubeflow UI. COVIDNET_IMAGE names the image of the tasks."""
-    covidnet3d.write(_cluster(data_claim, workspace_claim, key_secret, node_selector, toleration), out)
+    covidnet3d.write(_cluster(data_claim, workspace_claim, key_secret, data_secret, node_selector, toleration), out)
     print(f"Pipeline: {out}")
 
 
@@ -69,8 +74,7 @@ def run(
 ) -> None:
     """Run the whole graph on this machine, without deploying; a killed run goes on when it is started again."""
     arguments = _arguments(params, overrides)
-    root = config.load(params, overrides).data.root
-    print(local.run(arguments, out.absolute(), runner, Path(root).absolute() if root else None))
+    print(local.run(arguments, out.absolute(), runner, config.load(params, overrides).data))
     print(f"Results: {out}")
 
 
@@ -92,6 +96,7 @@ def submit(
     data_claim: DataClaim = None,
     workspace_claim: WorkspaceClaim = None,
     key_secret: KeySecret = None,
+    data_secret: DataSecret = None,
     node_selector: NodeSelector = None,
     toleration: Toleration = None,
     cached: Annotated[bool, typer.Option(help="Take results of equal inputs from the cache.")] = True,
@@ -104,7 +109,9 @@ def submit(
         "data_revision": data_revision,
     }
     server = Server(host, namespace, token, service_account)
-    cluster = replace(_cluster(data_claim, workspace_claim, key_secret, node_selector, toleration), cached=cached)
+    cluster = replace(
+        _cluster(data_claim, workspace_claim, key_secret, data_secret, node_selector, toleration), cached=cached
+    )
     run_name = run_name or f"covidnet3d {time.strftime('%Y-%m-%d %H:%M:%S')}"
     run_id = server.submit(cluster, arguments, experiment, run_name)
     if wait:
@@ -129,6 +136,7 @@ def schedule(
     data_claim: DataClaim = None,
     workspace_claim: WorkspaceClaim = None,
     key_secret: KeySecret = None,
+    data_secret: DataSecret = None,
     node_selector: NodeSelector = None,
     toleration: Toleration = None,
 ) -> None:
@@ -136,7 +144,7 @@ def schedule(
     arguments = {**_arguments(params, overrides), **_placed(shards, nodes, gpus, gpu_type, workspace_claim)}
     server, cluster = (
         Server(host, namespace, token, service_account),
-        _cluster(data_claim, workspace_claim, key_secret, node_selector, toleration),
+        _cluster(data_claim, workspace_claim, key_secret, data_secret, node_selector, toleration),
     )
     print(f"Schedule {name}: {server.schedule(cluster, arguments, experiment, name, cron)}")
 
@@ -159,6 +167,7 @@ def _cluster(
     data_claim: str | None,
     workspace_claim: str | None,
     key_secret: str | None,
+    data_secret: str | None,
     node_selector: list[str] | None,
     toleration: list[str] | None,
 ) -> Cluster:
@@ -166,7 +175,7 @@ def _cluster(
         if not all(label.partition("=")):
             raise UsageError(f"--node-selector {label}: expected KEY=VALUE, e.g. accelerator=a100")
     tolerations = ("nvidia.com/gpu", *(toleration or []))
-    return Cluster(data_claim, workspace_claim, key_secret, tuple(node_selector or []), tolerations)
+    return Cluster(data_claim, workspace_claim, key_secret, data_secret, tuple(node_selector or []), tolerations)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from components import IMAGE
 from covidnet.folder import WORKSPACE
 
 RAW_SCANS, SHARED = "/data", "/workspace"
+AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _HOUR_SECONDS = 3600
 
 
@@ -21,6 +22,7 @@ class Cluster:
         workspace_claim: PersistentVolumeClaim for work in progress, mounted at `/workspace`: a task that lost its pod
             goes on from its checkpoint, and the pods of a TrainJob share it (then it must be ReadWriteMany).
         key_secret: Secret whose entry `key` makes the pseudonyms of patients (docs/data.md); None takes the public key.
+        data_secret: Secret with the credentials of `AWS` that `data.revision` needs, under the variables' names.
         node_selector: labels of the nodes that train, ``key=value``.
         tolerations: taints of those nodes, by key.
         cached: take results of equal inputs from the cache.
@@ -30,6 +32,7 @@ class Cluster:
     data_claim: str | None = None
     workspace_claim: str | None = None
     key_secret: str | None = None
+    data_secret: str | None = None
     node_selector: tuple[str, ...] = ()
     tolerations: tuple[str, ...] = ("nvidia.com/gpu",)
     cached: bool = True
@@ -42,7 +45,7 @@ class Cluster:
         return task.set_cpu_request("500m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("4Gi")
 
     def configuring(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
-        """Looks at the raw scans' names and sizes, so never from the cache."""
+        """Looks at the raw scans' names and sizes, or for their version, so never from the cache."""
         self._mount(task)
         return self.light(task).set_caching_options(False)
 
@@ -81,6 +84,8 @@ class Cluster:
     def _mount(self, task: dsl.PipelineTask) -> None:
         if self.data_claim:
             kubernetes.mount_pvc(task, self.data_claim, RAW_SCANS)
+        if self.data_secret:
+            kubernetes.use_secret_as_env(task, self.data_secret, {name: name for name in AWS}, optional=True)
         self._mount_workspace(task)
 
     def _mount_workspace(self, task: dsl.PipelineTask) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 
 from kfp import local
 
+from covidnet.config import Data
+from covidnet.data import versions
 from covidnet.errors import CovidnetError
 from covidnet.folder import WORKSPACE
-from pipelines.cluster import Cluster
+from pipelines.cluster import AWS, Cluster
 from pipelines.covidnet3d import build
 
 NO_CLUSTER = ("deploy.service=null", "deploy.registry=null")
@@ -32,16 +34,14 @@ class Runner(StrEnum):
     docker = "docker"
 
 
-def run(
-    arguments: Mapping[str, Any], out: Path, runner: Runner = Runner.subprocess, data_root: Path | None = None
-) -> str:
+def run(arguments: Mapping[str, Any], out: Path, runner: Runner = Runner.subprocess, data: Data | None = None) -> str:
     """Run, and leave what the stages wrote in ``out``, also after a failure.
 
     Args:
         arguments: of the pipeline.
         out: gets ``dataset``, ``baseline/<name>``, ``search/<variant>``, ... as `results` of `dvc repro` has them.
         runner: processes of this Python, or containers of the image that COVIDNET_IMAGE names.
-        data_root: raw scans, for containers to see at the same path.
+        data: where the raw scans are, for containers to see at the same path, or to fetch.
 
     Returns:
         the gate's verdict and its reason.
@@ -59,7 +59,9 @@ def run(
     graph = build(Cluster(retries=0))
     with tempfile.TemporaryDirectory(prefix=".run-", dir=out) as root:
         # kfp deletes its workspace_root after the run: only ever a folder made for it
-        local.init(_runner(runner, workspace, data_root), pipeline_root=root, workspace_root=tempfile.mkdtemp(dir=root))
+        local.init(
+            _runner(runner, workspace, data or Data()), pipeline_root=root, workspace_root=tempfile.mkdtemp(dir=root)
+        )
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Task .* have no effect in the current local runner")
@@ -78,7 +80,7 @@ def run(
     return reason
 
 
-def _runner(runner: Runner, workspace: Path, data_root: Path | None) -> Any:
+def _runner(runner: Runner, workspace: Path, data: Data) -> Any:
     if runner == Runner.subprocess:
         return local.SubprocessRunner(use_venv=False)
     import docker
@@ -88,13 +90,16 @@ def _runner(runner: Runner, workspace: Path, data_root: Path | None) -> Any:
     except docker.errors.DockerException:
         raise CovidnetError("--runner docker: no Docker Engine answers; start it, or set DOCKER_HOST") from None
     mounts = [docker.types.Mount(str(workspace), str(workspace), "bind")]
-    if data_root is not None:
-        mounts.append(docker.types.Mount(str(data_root), str(data_root), "bind", read_only=True))
+    versioned = data.revision is not None
+    raw = versions.repository_of(data) if versioned else data.root
+    if raw is not None:
+        mounts.append(docker.types.Mount(str(Path(raw).absolute()), str(Path(raw).absolute()), "bind", read_only=True))
+    credentials = {name: os.environ[name] for name in AWS if versioned and name in os.environ}
     return local.DockerRunner(
         user=f"{os.getuid()}:{os.getgid()}",  # so that the results are the caller's
-        environment={WORKSPACE: str(workspace), "HOME": "/tmp"},
+        environment={WORKSPACE: str(workspace), "HOME": "/tmp", **credentials},
         mounts=mounts,
-        network_mode="none",  # no stage needs one
+        network_mode="host" if versioned else "none",  # no stage needs one but to fetch raw scans
         init=True,  # so that a stop reaches the task
     )
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from covidnet import __version__, folder
 from covidnet.config import Config, Data
-from covidnet.data import packed, splits, worker
+from covidnet.data import datasets, packed, splits, versions, worker
 from covidnet.data.preprocess import Spec
 from covidnet.data.records import Finished, Record, pack
-from covidnet.data.sources import ScanRef, discover, keyed_hash, phantom
+from covidnet.data.sources import ScanRef, discover, keyed_hash, phantom, pseudonym
 from covidnet.errors import CovidnetError, UsageError
 from covidnet.progress import progress
 
@@ -110,32 +110,62 @@ def path_of(config: Config, scan: str) -> Path:
         UsageError: the source has no such scan.
     """
     scan_id = scan.rpartition("/")[2]
-    for ref in references(config):
+    local = versions.fetched(config, versions.find(config.data))
+    for ref in references(local):
         if ref.scan_id == scan_id:
             return ref.path
+    if local.data.splits is not None:
+        for unlisted in datasets.missing(local.data)[1]:
+            if pseudonym(unlisted.name) == scan_id:
+                return unlisted.path
     raise UsageError(f"no scan {scan_id} in data.root; the key (COVIDNET_PATIENT_KEY) may be another than at ingest")
 
 
-def listing(config: Config) -> dict[str, str]:
-    """What the raw data is, cheaply: a hash of names, sizes and times of all files under the root, and of the CSV.
+def write_missing(data: Data, path: Path) -> dict[str, float]:
+    """Write `missing.csv` (scan, reason): what the published lists name and the disk lacks, and the other way round.
+
+    A scan that isn't here has the name of the list, which everyone can read. One that no list has may be a patient of one's
+    own, put beside the published ones: it has a pseudonym, as in `rejected.csv`.
+
+    Returns:
+        both counts, for `metrics.json`.
+    """
+    absent, unlisted = datasets.missing(data)
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["scan", "reason"])
+        writer.writerows([name, "in the split files, not under data.root"] for name in absent)
+        names = (f"{scan.label}/{pseudonym(scan.name)}" for scan in unlisted)
+        writer.writerows([name, "under data.root, not in the split files"] for name in names)
+    return {"missing": len(absent), "unlisted": len(unlisted)}
+
+
+def listing(config: Config, version: versions.Version | None = None) -> dict[str, Any]:
+    """What the raw data is: of a version its hashes, of a folder names, sizes and times of all files; and the lists' hashes.
 
     Raises:
-        UsageError: the folder or the CSV isn't there.
+        UsageError: the folder, the CSV or a split file isn't there.
     """
     root = Path(str(config.data.root))
+    found: dict[str, Any] = {"version": dict(version.record)} if version else {"raw": _digest(root)}
+    lists = [("labels", config.data.labels), *(("splits", path) for path in config.data.splits or ())]
+    for key, path in lists:
+        if path is None or (version is not None and path in version.files):
+            continue
+        if not Path(path).is_file():
+            raise UsageError(f"data.{key}: no such file: {path}")
+        found.setdefault(key, []).append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    return found
+
+
+def _digest(root: Path) -> str:
     if not root.is_dir():
         raise UsageError(f"data.root: no such folder: {root}")
     total = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         stat = path.lstat()
         total.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    found = {"raw": total.hexdigest()}
-    if config.data.labels is not None:
-        labels = Path(config.data.labels)
-        if not labels.is_file():
-            raise UsageError(f"data.labels: no such file: {labels}")
-        found["labels"] = hashlib.sha256(labels.read_bytes()).hexdigest()
-    return found
+    return total.hexdigest()
 
 
 def spec_of(data: Data) -> Spec:

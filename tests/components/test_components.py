@@ -1,6 +1,7 @@
 import ast
 import builtins
 import json
+import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -238,6 +239,29 @@ def test_the_data_revision_changes_with_the_scans_and_is_checked(tmp_path):
         configured(data_source="nifti", data_root=str(tmp_path / "nowhere"))
 
 
+def test_a_branch_becomes_the_commit_that_every_task_then_reads(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=test", "-c", "user.email=test")
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.nii.gz").write_bytes(b"1")
+    git("init", "-q", "-b", "main")
+    git("add", "raw")
+    git("commit", "-qm", "scans")
+    raw = {"data_source": "nifti", "data_root": f"{tmp_path}//raw", "overrides": ["data.revision=main"]}
+    first = configured(**raw)
+    data = config.parse(json.loads(first.ingest)).data
+    assert data.revision == git("rev-parse", "HEAD").strip()
+    assert configured(**raw, data_revision=first.data_revision).data_revision == first.data_revision
+    (tmp_path / "raw" / "a.nii.gz").write_bytes(b"2")
+    git("commit", "-qam", "others")
+    with pytest.raises(UsageError, match=f"data revision {first.data_revision} is not here: data.revision "):
+        configured(**raw, data_revision=first.data_revision)
+
+
 def test_the_phantoms_revision_is_that_of_their_parameters():
     fewer = configured(overrides=["data.phantom.patients=30"])
     assert configured().data_revision == configured(search_steps="9").data_revision != fewer.data_revision
@@ -297,7 +321,7 @@ def audited(tmp_path):
 
     from covidnet.data import packed
 
-    def run(*rows):
+    def run(*rows, allow=()):
         dataset = tmp_path / "dataset"
         with folder.write(dataset, "ingest", {}, {}) as work:
             np.save(work / "scans.npy", np.zeros((len(rows), 8, 16, 16), np.uint8))
@@ -310,7 +334,8 @@ def audited(tmp_path):
             )
         metrics, findings = dsl.Metrics(), artifact(dsl.Markdown, tmp_path / "findings")
         try:
-            audit.audit.python_func(artifact(dsl.Dataset, dataset), metrics, findings)
+            params = json.dumps({"data": {"allow": allow}})
+            audit.audit.python_func(params, artifact(dsl.Dataset, dataset), metrics, findings)
         finally:
             run.findings = (tmp_path / "findings").read_text()
         return metrics.metadata
@@ -325,11 +350,20 @@ def test_a_clean_dataset_passes_the_audit(audited):
     assert "No leak found." in audited.findings
 
 
-def test_a_leak_ends_the_run_and_is_told_in_the_ui(audited):
+LEAKING = (("a", "train"), ("b", "train"), ("a", "test"), ("c", "test"))
+
+
+@pytest.mark.parametrize("allow", [(), ("duplicate-scan",)])
+def test_a_leak_ends_the_run_and_is_told_in_the_ui(audited, allow):
     with pytest.raises(ValueError, match="1 patient"):
-        audited(("a", "train"), ("b", "train"), ("a", "test"), ("c", "test"))
-    assert "**leak**" in audited.findings
+        audited(*LEAKING, allow=allow)
+    assert "**leak**: " in audited.findings
     assert "both in train and in test" in audited.findings
+
+
+def test_a_leak_that_the_configuration_allows_by_name_is_told_and_passes(audited):
+    audited(*LEAKING, allow=["patient-overlap"])
+    assert "**leak**, allowed: " in audited.findings
 
 
 @pytest.mark.parametrize(

