@@ -51,7 +51,7 @@ def draw_architecture(genotype: dict[str, Any]) -> str:
     body = "".join(parts)
     return (
         f'<svg viewBox="0 0 420 {bottom + 126}" role="img" aria-label="{escape(_summary(layers))}" '
-        'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">'
+        'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="13.5" fill="currentColor">'
         f"{body}</svg>"
     )
 
@@ -70,7 +70,7 @@ def _layer(y: float, number: int, blocks: Sequence[_Block], width: int, stride: 
     scale = "half size" if stride == 2 else "same size"
     label = (
         f'<text x="0" y="{middle - 3}" font-weight="600">Layer {number}</text>'
-        f'<text x="0" y="{middle + 13}" font-size="11" opacity=".7">{width} ch, {scale}</text>'
+        f'<text x="0" y="{middle + 13}" font-size="12.5" opacity=".7">{width} ch, {scale}</text>'
     )
     drawn = [_block(_LEFT + 10 + i * _PITCH, middle, block) for i, block in enumerate(blocks)]
     return label + _horizontal(_LEFT, _end(len(blocks)), middle) + "".join(drawn)
@@ -80,7 +80,7 @@ def _block(x: float, middle: float, block: _Block) -> str:
     if not block.kernel:
         return (
             f'<g><title>Identity: no operation</title><text x="{x + _WIDTH / 2}" y="{middle - 6}" text-anchor="middle" '
-            'font-size="11" opacity=".7">skip</text></g>'
+            'font-size="12.5" opacity=".7">skip</text></g>'
         )
     fill, ink = _FILL[block.kernel]
     height = _HEIGHT[block.expansion]
@@ -112,7 +112,7 @@ def _turn(y: float, blocks: int, down: float = _ROW / 2) -> str:
 
 
 def _terminal(y: float, name: str, what: str) -> str:
-    width = 30 + 6.2 * len(unescape(what))
+    width = 30 + 7.0 * len(unescape(what))
     return (
         f'<text x="0" y="{y + 4}" font-weight="600">{name}</text>'
         f'<rect x="{_LEFT - 10}" y="{y - 14}" width="{width}" height="28" rx="14" fill="none" stroke="currentColor" '
@@ -132,7 +132,7 @@ def _legend(y: float) -> str:
         for i, (e, h) in enumerate(_HEIGHT.items())
     )
     return (
-        f'<g font-size="11"><text x="0" y="{y}" opacity=".7">Kernel</text>{colors}'
+        f'<g font-size="12.5"><text x="0" y="{y}" opacity=".7">Kernel</text>{colors}'
         f'<text x="0" y="{y + 27}" opacity=".7">Expansion</text>{heights}</g>'
     )
 

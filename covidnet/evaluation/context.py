@@ -177,6 +177,7 @@ class ReportContext:
         audit: its findings; empty where it found none.
         provenance: plain values are shown in a table, nested ones as JSON.
         warnings: what the reader must know before believing a figure.
+        notes: on the table of models.
     """
 
     candidates: Sequence[Candidate]
@@ -197,3 +198,4 @@ class ReportContext:
     dataset: Dataset | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()

@@ -171,7 +171,7 @@ def supernet_comparison(found: float, random: Sequence[float], chance: float, wa
     references = [("chance", chance)] + ([("after warm-up", warmup)] if warmup is not None else [])
     for label, value in references:
         axes.axvline(value, color=_INK, alpha=0.5, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.text(value, 0.5, label, ha="center", va="bottom", fontsize=9)
+        axes.text(value, 0.5, label, ha="center", va="bottom")
     values = [found, chance, *random]
     axes.set(xlim=(max(0, min(values) - 0.06), min(1.0, max(values) + 0.06)), ylim=(-0.5, 0.5), yticks=[])
     axes.set_xlabel("Validation accuracy inside the supernet")
@@ -184,7 +184,7 @@ def supernet_comparison(found: float, random: Sequence[float], chance: float, wa
 @mpl.rc_context(_STYLE)
 def _steps(history: Sequence[Mapping[str, Any]], keys: Sequence[str], begin: int | None, name: str) -> str:
     labels = {"weight_loss": "weights", "alpha_loss": "architecture"}
-    figure, axes = _figure(3.3, 2.0)
+    figure, axes = _figure(2.8, 1.75)
     if begin:
         axes.axvline(begin, color=_INK, alpha=0.5, linewidth=0.8, linestyle=(0, (4, 3)))
     for key, color in zip(keys, SERIES, strict=False):

@@ -54,6 +54,7 @@ def render(context: ReportContext) -> str:
         rival=_rival(context),
         verdict=_verdict(context),
         needed=_needed(context, winner),
+        counts=_counts(context, winner),
         risk=risk_coverage(winner.predictions.labels, winner.predictions.probabilities(winner.temperature)),
         brier=[
             calibration.brier(winner.predictions.labels, winner.predictions.probabilities(t))
@@ -141,6 +142,14 @@ def _needed(context: ReportContext, winner: Candidate) -> str:
         f"The interval of the comparison is wider than the difference: to tell {gap} percentage points from none, about "
         f"{count:,} test patients like these would be needed instead of {patients:,}."
     )
+
+
+def _counts(context: ReportContext, winner: Candidate) -> dict[str, int]:
+    """Scans with the positive class and without, and how many of each were called positive."""
+    index = winner.predictions.classes.index(context.positive)
+    ill, called = winner.predictions.labels == index, winner.predictions.predicted == index
+    pairs = {"ill": ill, "well": ~ill, "found": ill & called, "false": ~ill & called}
+    return {name: int(members.sum()) for name, members in pairs.items()}
 
 
 def _charts(context: ReportContext, winner: Candidate) -> dict[str, Markup]:

@@ -101,8 +101,9 @@ def run(
         warnings=[
             *_budget_note(config),
             *_use_note(uses),
-            *(f"{title(name)}: {w}" for name, r in ranges.items() for w in r.warnings),
+            *(f"{title(winner.name)}: {warning}" for warning in ranges[winner.name].warnings),
         ],
+        notes=[f"{title(c.name)}: {w}" for c in judged if c is not winner for w in ranges[c.name].warnings],
     )
     (work / "report.html").write_text(render(shown))
     (work / "summary.md").write_text(summary(shown))
@@ -313,9 +314,9 @@ def _budget_note(config: Config) -> list[str]:
     if settings.budget == "epochs":
         return []
     return [
-        f"Every model was trained with the same compute, {settings.tmacs:g} x 10^12 forward multiply-accumulates, not for "
+        f"Every model was trained with the same compute, {settings.tmacs:g} trillion forward multiply-accumulates, not for "
         "the same number of passes: a network that costs more per scan saw fewer scans. The column of scans seen says how "
-        "many. Profile `paper` trains all models for equal epochs."
+        "many. The profile for the paper trains all models for equal epochs."
     ]
 
 
