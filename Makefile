@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: monitor demo test fast lint bench fuzz image docs reference clean
+.PHONY: monitor demo test fast lint bench bench-gpu fuzz image docs reference clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -27,6 +27,9 @@ fuzz: .venv/.ready            ## 10,000 damaged files through the readers
 
 bench: .venv/.ready           ## side-by-side benchmarks of this machine
 	for name in depthwise engines predict; do $(BIN)/python -m benchmarks.$$name; done
+
+bench-gpu: .venv/.ready       ## the paper's search and retraining at CC-CCII's size; needs a GPU
+	$(BIN)/python -m benchmarks.gpu
 
 docs: .venv/.ready            ## the documentation as a site, every link checked
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs

@@ -1,0 +1,181 @@
+"""Is a found architecture better than a random one of the same budget, once both are trained from scratch?
+
+    python -m benchmarks.ranking                                        # for real: hours on two cores; a GPU takes minutes
+    python -m benchmarks.ranking --seeds 1 --random 6 -S training.tmacs=0.4 -S search.warmup_steps=250 -S search.steps=200
+                                                                        # 20 minutes on two cores
+    python -m benchmarks.ranking --difficulty 1 --seeds 3 --random 20   # phantoms as hard as the paper's data
+
+Three kinds of architecture of the S space under one size budget, each retrained with the same settings and read on the test
+split: found by the search, one per seed; found with the boolean mask of the authors' released code, whose architecture
+parameters get no gradient, one per seed; drawn at random under the budget, those that the first search was compared with.
+Their accuracy with shared weights stands beside the retrained one, with Kendall's tau. Everything goes through the stages,
+so that a stopped run goes on where it was.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import binomtest, kendalltau
+
+from benchmarks.machine import facts
+from covidnet import folder, stages
+from covidnet.config import Config, load
+from covidnet.data import packed
+from covidnet.models import saved
+from covidnet.models.covidnet3d import SPACES, Genotype
+from covidnet.search import gumbel
+from covidnet.training.distributed import device
+from covidnet.training.loop import logits
+from covidnet.training.volumes import select
+
+VARIANT = "S"
+COLORS = {"found": "#0072b2", "boolean mask": "#d55e00", "random": "#777777"}
+RESULTS = Path(__file__).parent / "results" / "ranking.json"
+
+
+def main() -> None:
+    """Search, retrain, print the table, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="searches of each kind")
+    parser.add_argument("--random", type=int, default=20, help="random architectures")
+    parser.add_argument("--difficulty", type=float, default=1.0, help="of the phantoms")
+    parser.add_argument("--patients", type=int, default=2000)
+    parser.add_argument("--work", type=Path, default=Path("results/ranking"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    base = [
+        f"search.random={options.random}",
+        f"data.phantom.difficulty={options.difficulty}",
+        f"data.phantom.patients={options.patients}",
+        f"results={options.work}",
+        *options.overrides,
+    ]
+    configs = [load(None, [*base, f"seed={seed}"]) for seed in range(options.seeds)]
+    dataset = options.work / "dataset"
+    stages.ingest(configs[0], dataset)
+    rows = compare(configs, dataset, options.work)
+    found = {
+        **facts(),
+        "device": device().type,
+        "settings": {"search": configs[0].search.model_dump(mode="json"), "overrides": base},
+        "test_scans": len(packed.read(dataset).split("test")),
+        "rows": rows,
+        **summary(rows),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_json(options.out, folder.finite(found))
+    print(f"{'':>14} {'seed':>5} | {'retrained':>9} | {'shared':>7} | {'MiB':>5} | random ones beaten")
+    for row in rows:
+        beaten = f"{row['beaten']:.0%}" if "beaten" in row else ""
+        shared = f"{row['shared']:7.3f}"
+        print(
+            f"{row['kind']:>14} {row['seed']:>5} | {row['retrained']:9.3f} | {shared} | {row['size_mib']:5.2f} | {beaten}"
+        )
+    print(
+        f"\nKendall's tau of shared against retrained accuracy: {found['kendall_tau']:.2f} (p {found['kendall_p']:.2g})"
+    )
+    draw(found, options.out.with_suffix(".png"))
+
+
+def compare(configs: Sequence[Config], dataset: Path, work: Path) -> list[dict[str, Any]]:
+    """A row for every architecture: kind, seed, size, accuracy with shared weights and after retraining."""
+    rows: list[dict[str, Any]] = []
+    for kind, gate in (("found", nullcontext()), ("boolean mask", patch("covidnet.search.dnas.sample", boolean))):
+        for config in configs:
+            out = work / "search" / f"{kind.replace(' ', '-')}-{config.seed}"
+            with gate:
+                stages.search(config, dataset, out, VARIANT)
+            shared = json.loads((out / "search.json").read_text())["found"]["accuracy"]
+            rows.append({"kind": kind, "seed": config.seed, "shared": shared})
+            rows[-1] |= retrain(configs[0], dataset, out, work)
+    for number, other in enumerate(json.loads((work / "search" / "found-0" / "search.json").read_text())["random"]):
+        out = work / "search" / f"random-{number}"
+        write_genotype(configs[0], other["path"], out)
+        rows.append({"kind": "random", "seed": number, "shared": other["accuracy"]})
+        rows[-1] |= retrain(configs[0], dataset, out, work)
+    random = np.array([row["retrained"] for row in rows if row["kind"] == "random"])
+    for row in rows:
+        if row["kind"] != "random":
+            row["beaten"] = float((row["retrained"] > random).mean())
+    return rows
+
+
+def boolean(alpha: torch.Tensor, temperature: float, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """The authors' estimator: the mask is cast to bool, which cuts the gradient of alpha."""
+    path, gates = gumbel.sample(alpha, temperature, rng)
+    return path, gates.bool().float() + 0.0 * alpha.sum()  # a gradient of zero, so that the update runs
+
+
+def write_genotype(config: Config, path: Sequence[int], out: Path) -> None:
+    """A folder as `search` leaves it, for one architecture."""
+    space = SPACES[VARIANT]
+    names = space.layers([space.operations[i].name for i in path])
+    genotype = Genotype(
+        VARIANT, config.classes, config.channels, config.search.size, tuple(tuple(layer) for layer in names)
+    )
+    with folder.write(out, "random", {"genotype": genotype.to_dict()}, {}) as work:
+        if work is not None:
+            genotype.save(work / "genotype.json")
+            folder.write_json(work / "metrics.json", {})
+
+
+def retrain(config: Config, dataset: Path, searched: Path, work: Path) -> dict[str, float]:
+    """Size, and accuracy on the test split, of an architecture trained from scratch."""
+    out = work / "retrain" / searched.name
+    size_mib = stages.retrain(config, dataset, searched, out, VARIANT)["size_mib"]
+    model, description = saved.load(out)
+    opened = packed.read(dataset)
+    test = select(opened, opened.split("test"), config.classes, description.size, device())
+    hits = logits(model.to(device()), test).argmax(axis=1) == test.labels.cpu().numpy()
+    return {"size_mib": size_mib, "retrained": float(hits.mean())}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the rows say together."""
+    tau = kendalltau([row["shared"] for row in rows], [row["retrained"] for row in rows])
+    means = {kind: float(np.mean([row["retrained"] for row in rows if row["kind"] == kind])) for kind in COLORS}
+    beaten = {kind: float(np.mean([r["beaten"] for r in rows if r["kind"] == kind])) for kind in list(COLORS)[:2]}
+    return {
+        "mean_accuracy": means,
+        "beaten": beaten,
+        "kendall_tau": float(tau.statistic),
+        "kendall_p": float(tau.pvalue),
+    }
+
+
+def draw(found: dict[str, Any], out: Path) -> None:
+    """Left the retrained accuracies of each kind, right shared against retrained."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
+    strips, scatter = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    for at, (kind, color) in enumerate(COLORS.items()):
+        rows = [row for row in found["rows"] if row["kind"] == kind]
+        accuracy = 100 * np.array([row["retrained"] for row in rows])
+        scatter.scatter([100 * row["shared"] for row in rows], accuracy, color=color, s=30, label=kind, alpha=0.8)
+        spread = np.linspace(-0.15, 0.15, len(rows)) if len(rows) > 1 else np.zeros(1)
+        strips.scatter(accuracy, at + spread, color=color, s=34, alpha=0.8)
+        ends = binomtest(round(accuracy.mean() / 100 * found["test_scans"]), found["test_scans"]).proportion_ci()
+        strips.plot([100 * ends.low, 100 * ends.high], [at + 0.3] * 2, color=color, linewidth=1)
+    strips.set_yticks(range(len(COLORS)), list(COLORS))
+    strips.set_xlabel("accuracy on the test split after retraining, %\n(lines: 95 % interval of the mean's scans)")
+    strips.invert_yaxis()
+    scatter.set_xlabel("accuracy with shared weights, validation, %")
+    scatter.set_ylabel("retrained, test, %")
+    scatter.set_title(f"Kendall's tau {found['kendall_tau']:.2f}", fontsize=10)
+    scatter.legend(frameon=False, fontsize=8)
+    for axes in (strips, scatter):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Cost of one search iteration, in units of one training step of the average sampled network.
+
+    python -m benchmarks.search_step                                     # S at 16x64x64, batch 8; 5 minutes on two cores
+    python -m benchmarks.search_step --size 8,32,32 --batch 4 --rounds 2
+
+Four things take turns, so that a busy moment of the machine hits all of them alike:
+
+* training step: one update of a free-standing network, another uniformly drawn one each round;
+* search iteration: both updates, weights and architecture, each on a path of its own;
+* straightforward: the same in contiguous memory, with autograd's own depthwise gradients, and with the weight gradients
+  that the architecture update has no need of;
+* all paths: first-order DARTS, both updates through the weighted sum of all operations of every block.
+
+Memory is what the process takes at most beyond what it holds once the weights are there: activations, gradients and the
+optimiser's state; each kind in a process of its own. On a GPU it is what the allocator says.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.machine import facts
+from covidnet.config import Augment, Budget, Search, Training
+from covidnet.models import cost
+from covidnet.models.covidnet3d import SPACES
+from covidnet.models.supernet import Supernet
+from covidnet.search import dnas, result
+from covidnet.search.budget import Costing
+from covidnet.training.loop import layout, parameter_groups, place, update
+from covidnet.training.volumes import Volumes, generator
+
+Ready = Callable[[], object]
+KINDS = ("training step", "search iteration", "straightforward", "all paths")
+SCANS = 64
+RESULTS = Path(__file__).parent / "results" / "search_step.json"
+
+
+def main() -> None:
+    """Print the table and write it beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="S", choices=sorted(SPACES))
+    parser.add_argument("--size", default="16,64,64", help="D,H,W")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=24, help="a network and a path of each kind per round")
+    parser.add_argument("--separate", action="store_true", help="candidates with weights of their own, as in the paper")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    settings = {name: getattr(options, name) for name in ("variant", "size", "batch", "separate", "threads")}
+    times = measure(settings, options.rounds)
+    rows = {}
+    for kind in KINDS:
+        with get_context("spawn").Pool(1) as pool:  # a process that has computed nothing yet
+            peak = pool.apply(peak_mib, (kind, settings))
+        rows[kind] = {"ms": round(1e3 * float(np.mean(times[kind])), 1), "mib": round(peak, 1)}
+    base = rows["training step"]
+    for row in rows.values():
+        row |= {"time_ratio": round(row["ms"] / base["ms"], 2), "memory_ratio": round(row["mib"] / base["mib"], 2)}
+    found = {**facts(), **settings, "device": device().type, "load": round(os.getloadavg()[0], 2), "rows": rows}
+    found["straightforward_to_ours"] = round(rows["straightforward"]["ms"] / rows["search iteration"]["ms"], 2)
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(
+        f"{settings}, {device().type}, load {found['load']}\n\n{'':>18} | {'ms':>8} {'ratio':>6} | {'MiB':>7} {'ratio':>6}"
+    )
+    for kind, row in rows.items():
+        print(
+            f"{kind:>18} | {row['ms']:8.1f} {row['time_ratio']:5.2f}x | {row['mib']:7.1f} {row['memory_ratio']:5.2f}x"
+        )
+    print(f"\nstraightforward / ours: {found['straightforward_to_ours']}x")
+
+
+def measure(settings: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each kind and round; all-path steps, the longest, are taken in every fourth."""
+    torch.set_num_threads(settings["threads"])
+    steps = {kind: prepare(kind, settings) for kind in KINDS}
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for kind, step in steps.items():
+        timed(kind, step, 0)  # the first one allocates
+    for number in range(1, rounds + 1):
+        for kind, step in steps.items():
+            if kind != "all paths" or number % 4 == 1:
+                times[kind].append(timed(kind, step, number))
+    return times
+
+
+def timed(kind: str, step: Callable[[int], Ready], number: int) -> float:
+    """Seconds of one step; what a training step prepares, its network, is not in them."""
+    with straightforward() if kind == "straightforward" else nothing():
+        ready = step(number)
+        synchronise()
+        started = time.perf_counter()
+        ready()
+        synchronise()
+        return time.perf_counter() - started
+
+
+def prepare(kind: str, settings: dict[str, Any], warm: bool = True) -> Callable[[int], Ready]:
+    """From the number of a step to that step, ready to run; ``warm``: a new network has done one already."""
+    size = tuple(int(side) for side in settings["size"].split(","))
+    space, batch = SPACES[settings["variant"]], settings["batch"]
+    scans = torch.randint(0, 256, (SCANS, *size), dtype=torch.uint8, generator=generator(0)).to(device())
+    half = Volumes(scans, (torch.arange(SCANS) % 3).to(device()))
+    costing = Costing(cost.table(space, size, 1, 3), Budget(size_mib=None))
+    still = Augment(flip=False, rotate_deg=0, scale=0, shift=0, intensity=0, noise=0)
+    torch.manual_seed(0)
+    supernet = Supernet(space, 1, 3, not settings["separate"])
+    if kind == "training step":
+
+        def fresh(number: int) -> Ready:
+            (path,) = result.random_paths(costing, 1, generator(1, number))
+            genotype = result.genotype_of(path, supernet, settings["variant"], ("a", "b", "c"), size)
+            network = place(supernet.extract(genotype), device()).train()
+            optimizer = torch.optim.AdamW(parameter_groups(network, 1e-3), lr=1e-3, fused=True)
+            drawn, labels = half.batch(number, batch, 0)
+            volume = layout(drawn[:, None].float() / 127.5 - 1)
+            once = lambda: update(network, volume, labels, optimizer, Training(), generator(2, number))  # noqa: E731
+            if warm:
+                once()
+            return once
+
+        return fresh
+    supernet = supernet.to(device()) if kind == "straightforward" else place(supernet, device())
+    search = Search(size=size, batch=batch, warmup_steps=0, steps=10**6, alpha_lr=1e-9, budget=Budget(size_mib=None))
+    run = dnas._Run(supernet, costing, half, half, search, still, 0)
+    if kind == "all paths":
+        run._loss = all_paths(run)  # type: ignore[method-assign]
+    return lambda number: run.iterate
+
+
+def all_paths(run: dnas._Run) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The loss of first-order DARTS in place of that of one path: every operation, weighted by its probability."""
+
+    def loss(half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None) -> tuple[Tensor, Tensor]:
+        scans, labels = half.batch(step, run.settings.batch, stream)
+        x = layout(scans[:, None].float() / 127.5 - 1)
+        net, position = run.supernet, 0
+        weights = torch.softmax(run.alpha, dim=1)
+        x = net.stem(x)
+        for calibration, count in zip(net.calibrations, net.space.blocks, strict=True):
+            x = calibration(x)
+            for _ in range(count):
+                block, p = net.blocks[position], weights[position]
+                x = sum(p[i] * block(x, operation, None) for i, operation in enumerate(net.space.operations))
+                position += 1
+        logits = net.head(net.last(x).mean(dim=(2, 3, 4)))
+        return F.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).float().mean()
+
+    return loss
+
+
+@contextmanager
+def straightforward() -> Iterator[None]:
+    """Contiguous memory, PyTorch's own depthwise gradients, weights not frozen in the architecture update."""
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv3d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+    with (
+        patch("covidnet.models.supernet.depthwise_conv3d", plain),
+        patch("covidnet.search.dnas.layout", Tensor.contiguous),
+        patch.object(nn.Parameter, "requires_grad_", lambda parameter, requires_grad=True: parameter),
+    ):
+        yield
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """The project's own implementation."""
+    yield
+
+
+def peak_mib(kind: str, settings: dict[str, Any]) -> float:
+    """MiB that two steps take at most beyond what is held before the first."""
+    torch.set_num_threads(settings["threads"])
+    ready = prepare(kind, settings, warm=False)(0)
+
+    def twice() -> None:
+        with straightforward() if kind == "straightforward" else nothing():
+            ready()
+            ready()
+
+    if device().type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        twice()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = _status_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    twice()
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
