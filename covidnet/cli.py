@@ -208,18 +208,35 @@ def baseline(
     _say(stages.baseline(config, stages.dataset_of(config), target, model), target, as_json)
 
 
-@app.command(epilog=_example("covidnet search --variant S", "covidnet search --variant S -S search.budget.size_mib=3"))
+@app.command(
+    epilog=_example(
+        "covidnet search --variant S",
+        "covidnet search --variant S -S search.budget.size_mib=3",
+        "covidnet search --variant S --sweep 2.5,3,4    # accuracy over size, in results/sweep/S/front.png",
+    )
+)
 def search(
     variant: Annotated[str, typer.Option(help="S or L.")] = "S",
     params: Params = None,
     overrides: Override = None,
     out: Out = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="MIB,...", help="Search and retrain at each of these sizes instead.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Differentiable architecture search on the training split."""
     from covidnet import stages
 
     config = _config(params, overrides)
+    if sweep is not None:
+        from covidnet import sweep as module
+
+        target = out or Path(config.results) / "sweep" / variant
+        rows = module.sweep(config, stages.dataset_of(config), target, variant, module.sizes(sweep))
+        accuracies = {f"{row['size_mib']:.2f} MiB": row["validation_accuracy"] for row in rows}
+        _say({"rows": rows} if as_json else accuracies, target, as_json)
+        return
     target = out or stages.search_of(config, variant)
     _say(stages.search(config, stages.dataset_of(config), target, variant), target, as_json)
 

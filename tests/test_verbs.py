@@ -49,6 +49,7 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
     [
         (["search", "-S", "search.step=3"], 2, "did you mean search.steps?"),
         (["search", "-S", "search.steps=0"], 2, "search.steps"),
+        (["search", "--sweep", "small"], 2, "expected sizes in MiB"),
         (["search", "--variant", "M"], 2, "S, L"),
         (["latency", "--input", "16x64x64"], 2, "expected D,H,W"),
         (["latency", "--engine", "tensorrt"], 2, "engine tensorrt needs device gpu"),
