@@ -89,6 +89,8 @@ def answer_error(request: Request, error: Exception) -> Response:
     """Errors in the protocols' form, ``{"error": ...}``, with nothing of the request in them."""
     if isinstance(error, Refused):
         headers = {"retry-after": str(RETRY_AFTER_S)} if isinstance(error, Busy | Draining) else {}
+        if isinstance(error, Draining):  # the next request on this connection might come when it is being closed
+            headers["connection"] = "close"
         if isinstance(error, Unauthenticated):
             headers = {"www-authenticate": "Bearer"}
         return _error(error.http_status, str(error), headers)

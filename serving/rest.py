@@ -6,7 +6,7 @@ its headers in `:explain`); KServe's repository routes, through which anyone cou
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from serving import metrics
 from serving.access import Access
-from serving.errors import Invalid, NoSuchModel, Refused, TooLarge, TooSlow
+from serving.errors import Draining, Invalid, NoSuchModel, Refused, TooLarge, TooSlow
 from serving.gate import Gate
 from serving.guard import Guard, answer_error
 from serving.monitoring.correlation import HttpCorrelation
@@ -32,6 +32,7 @@ from serving.protocol import V1Body, V2Body
 
 MAX_BODY_BYTES = 32 * 2**20  # of JSON and binary tensors; larger scans go by gRPC or upload
 DEADLINE_S = 80  # of a request, its upload included; a caller may ask for less, and draining takes no longer
+DISCARD_S = 5  # for the body of a request that is refused because the server stops
 DEADLINE_HEADER = "x-request-timeout-ms"
 
 
@@ -59,8 +60,12 @@ async def admitted(request: Request, route: str, gate: Gate, max_bytes: int) -> 
         Invalid: its own deadline is no number.
     """
     with metrics.request(route):
-        place = gate.admit(_announced(request, max_bytes), request.scope["covidnet.client"])
-        request.scope["covidnet.held"].enter_context(place)
+        try:
+            place = gate.admit(_announced(request, max_bytes), request.scope["covidnet.client"])
+            request.scope["covidnet.held"].enter_context(place)
+        except Draining:
+            await _discard(request)
+            raise
         deadline_s = _deadline_s(request)
         try:
             async with asyncio.timeout(deadline_s):
@@ -85,6 +90,14 @@ async def receive_body(request: Request, max_bytes: int, write: Callable[[bytes]
             write(chunk)
     except ClientDisconnect:
         raise Invalid("the client went away before its body was complete") from None
+
+
+async def _discard(request: Request) -> None:
+    """Read a body, for a while: a connection that is closed with half of it unread loses the refusal as well."""
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DISCARD_S):
+            async for _ in request.stream():
+                pass
 
 
 def _announced(request: Request, max_bytes: int) -> int:

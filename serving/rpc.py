@@ -1,11 +1,12 @@
 """The gRPC side: KServe's servicer behind the same gate, with statuses and messages like those of REST."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 from grpc_interceptor.server import AsyncServerInterceptor
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
@@ -37,7 +38,7 @@ def server(dataplane: DataPlane, gate: Gate, access: Access, tls: Tls | None, ho
         UsageError: the port is taken, or the certificate can't be used.
     """
     made = grpc.aio.server(
-        interceptors=[GrpcCorrelation(), _Statuses(access)],
+        interceptors=[GrpcCorrelation(), _Statuses(access), _Messages()],
         maximum_concurrent_rpcs=MAX_CONCURRENT,
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -114,6 +115,26 @@ class _Statuses(AsyncServerInterceptor):
         except Exception as error:
             log_unexpected(error)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+
+class _Messages(grpc.aio.ServerInterceptor):
+    """Reads messages within the others, so only for who may ask; gRPC itself calls a broken one an unknown error."""
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None:  # no such method, or a stream
+            return handler
+
+        async def answer(content: bytes, context: ServicerContext) -> Any:
+            try:
+                request = handler.request_deserializer(content)
+            except DecodeError:
+                raise Invalid("the message has not the form of the protocol") from None
+            return await handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
 
 def _client(access: Access, context: ServicerContext) -> str | None:

@@ -28,6 +28,7 @@ from serving.predictor import Predictor
 MAX_REQUESTS, MAX_CLIENT_REQUESTS = 32, 24
 MAX_BYTES = 2**30
 GRACE_S = 90  # above `rest.DEADLINE_S`; Kubernetes' terminationGracePeriodSeconds has to be above this
+LINGER_S = 1.0  # ports stay open so long at least: who asks meanwhile is refused, where a closed port would cut it off
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +121,8 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
     gate.close()
     _log.info("stopping: no new requests, finishing those in flight")
     try:
-        await asyncio.wait_for(gate.empty(), GRACE_S)
+        async with asyncio.timeout(GRACE_S):
+            await asyncio.gather(gate.empty(), asyncio.sleep(LINGER_S))
     except TimeoutError:
         _log.warning("requests were still in flight after %d s and are cut off", GRACE_S)
     http.should_exit = True

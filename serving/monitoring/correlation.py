@@ -58,7 +58,10 @@ class HttpCorrelation:
 
 
 class GrpcCorrelation(AsyncServerInterceptor):
-    """Gives each call its id, and tells the caller in the initial metadata."""
+    """Gives each call its id, and tells the caller in the initial metadata of an answer.
+
+    A refusal has none: once initial metadata came, a client's own retry policy no longer sends the call elsewhere.
+    """
 
     async def intercept(
         self, method: Callable[..., Any], request_or_iterator: Any, context: ServicerContext, method_name: str
@@ -66,5 +69,6 @@ class GrpcCorrelation(AsyncServerInterceptor):
         """Answer one call."""
         correlation = Correlation()
         CURRENT.set(correlation)  # a call has a task, so a context, of its own
+        answer = await method(request_or_iterator, context)
         await context.send_initial_metadata(((HEADER, correlation.request_id),))
-        return await method(request_or_iterator, context)
+        return answer

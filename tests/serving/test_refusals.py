@@ -97,6 +97,14 @@ def test_bad_grpc_requests_get_a_status_that_says_why_and_quotes_nothing(
     assert SECRET not in server.log.read_text()
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ServerReady"])
+def test_a_broken_grpc_message_is_refused_like_another_bad_request(server: "Server", method: str) -> None:
+    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"\x0a\xff" + SECRET.encode())
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert SECRET not in refused.value.details()
+
+
 def test_a_caller_cant_unload_the_model(server: "Server") -> None:
     with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
         GRPCInferenceServiceStub(channel).RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="covidnet"))

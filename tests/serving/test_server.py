@@ -283,6 +283,11 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_new_work(start: Callable
         refused = httpx.post(f"{server.http}/v1/scans", content=content)
         assert refused.status_code == 503
         assert "retry-after" in refused.headers
+        assert refused.headers["connection"] == "close"
+        with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as over_grpc:
+            GRPCInferenceServiceStub(channel).ModelInfer(pb.ModelInferRequest(model_name="covidnet"))
+        assert over_grpc.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert not over_grpc.value.initial_metadata()  # with some, a client's retry policy doesn't ask another replica
         connection.sendall(content[1000:])
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 ")
