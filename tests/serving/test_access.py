@@ -1,10 +1,13 @@
 """Tokens, TLS, deadlines, other origins, and where a bundle may come from."""
 
 import hashlib
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +20,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from covidnet.errors import CovidnetError, UsageError
+from covidnet.export.bundle import Bundle
 from serving import access, storage
 from serving.access import Access
 from serving.client import Client
@@ -25,7 +29,7 @@ from serving.errors import Unauthenticated
 if TYPE_CHECKING:
     from conftest import Server
 
-TOKEN = "9d1c6d0a7e6b4c55"
+TOKEN, OTHER_TOKEN = "9d1c6d0a7e6b4c55", "0f6c3b52a8d94e17"
 DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
 
 
@@ -84,7 +88,8 @@ def protected(
     start: Callable[..., "Server"], certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> "Server":
     tokens = tmp_path_factory.mktemp("tokens") / "tokens"
-    tokens.write_text(f"# who may ask\nradiology {DIGEST}\n")
+    other = hashlib.sha256(OTHER_TOKEN.encode()).hexdigest()
+    tokens.write_text(f"# who may ask\nradiology {DIGEST}\nresearch {other}\n")
     return start("--tokens", str(tokens), "--tls-cert", str(certificate[0]), "--tls-key", str(certificate[1]))
 
 
@@ -113,6 +118,28 @@ def test_over_tls_a_token_opens_both_ports_and_without_one_only_probes_and_the_p
             stub.ModelMetadata(pb.ModelMetadataRequest(name="covidnet"))
     assert refused_call.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert TOKEN not in protected.log.read_text()
+
+
+def test_a_client_has_its_limit_and_the_others_find_a_place(
+    protected: "Server", certificate: tuple[Path, Path], nifti: Path
+) -> None:
+    host, port = protected.http.removeprefix("https://").split(":")
+    head = f"POST /v1/scans HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n"
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    with ExitStack() as held, httpx.Client(verify=context, base_url=protected.http, timeout=60) as http:
+        for _ in range(24):  # requests whose bodies never come
+            connection = socket.create_connection((host, int(port)), timeout=60)
+            held.enter_context(context.wrap_socket(connection, server_hostname=host)).sendall(head.encode())
+        sent, own = nifti.read_bytes(), {"authorization": f"Bearer {TOKEN}"}
+        in_flight = "covidnet_requests_in_flight 24.0"
+        protected.wait_until(lambda: in_flight in http.get("/metrics", headers=own).text)
+        refused = http.post("/v1/scans", content=sent, headers=own)
+        assert refused.status_code == 429
+        assert "24 of your requests" in refused.json()["error"]
+        with pytest.raises(CovidnetError, match="24 of your requests"):
+            Client(protected.grpc, TOKEN, certificate[0]).predict(nifti)
+        other = http.post("/v1/scans", content=sent, headers={"authorization": f"Bearer {OTHER_TOKEN}"})
+        assert other.status_code == 200
 
 
 def test_pages_of_other_sites_are_refused_and_no_answer_allows_them(server: "Server") -> None:
@@ -163,6 +190,11 @@ def test_a_bundle_is_a_folder_or_fetched_from_a_uri(bundle_dir: Path, tmp_path: 
     assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
         path.name: path.read_bytes() for path in bundle_dir.iterdir()
     }
+
+
+def test_the_server_fetches_its_bundle_from_a_uri(start: Callable[..., "Server"], bundle_dir: Path, web: str) -> None:
+    served = start("--bundle", web)
+    assert served.metric("covidnet_bundle_info", version=Bundle.load(bundle_dir).version) == 1
 
 
 def test_a_uri_that_cant_be_read_says_so(tmp_path: Path, web: str) -> None:
