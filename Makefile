@@ -22,8 +22,9 @@ lint: .venv/.ready            ## style, types, and the arrows between packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-fuzz: .venv/.ready            ## 10,000 damaged files through the readers
+fuzz: .venv/.ready            ## 10,000 damaged files through the readers, 10,000 malformed requests to the endpoint
 	$(BIN)/python -m benchmarks.fuzz_readers
+	$(BIN)/python -m benchmarks.fuzz_endpoint
 
 bench: .venv/.ready           ## side-by-side benchmarks of this machine
 	for name in depthwise engines predict; do $(BIN)/python -m benchmarks.$$name; done

@@ -142,9 +142,11 @@ def start(
         return server
 
     yield start_one
-    for server in started:
-        if server.process.poll() is None:
-            server.stop()
+    running = [server.process for server in started if server.process.poll() is None]
+    for process in running:
+        process.terminate()
+    for process in running:
+        process.wait(30)
 
 
 @pytest.fixture(scope="session")
