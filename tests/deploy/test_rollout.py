@@ -4,6 +4,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from covidnet.deploy.endpoint import MODEL
 from covidnet.deploy.rollout import Candidate
 from covidnet.errors import CovidnetError
 
@@ -243,3 +244,14 @@ def test_all_that_is_applied_obeys_kserves_schema(served, kube, schema):
     assert len(kube.applied) >= 6
     for tree in kube.applied:
         assert [error.message for error in schema.iter_errors(tree["spec"])] == []
+
+
+def test_the_models_name_is_the_runtimes_own_so_a_canary_answers_on_the_paths_of_the_service(repository):
+    """KServe would fill a placeholder with the name of the predictor, which a canary has of its own."""
+    trees = {path: yaml.safe_load(path.read_text()) for path in (repository / "manifests").rglob("runtime.yaml")}
+    runtimes = {path: tree["spec"]["containers"] for path, tree in trees.items() if tree["kind"] == "ServingRuntime"}
+    assert len(runtimes) >= 4
+    for path, containers in runtimes.items():
+        assert "{{" not in json.dumps(containers), path
+        named = [word for container in containers for word in container.get("args", []) if "model_name" in word]
+        assert set(named) <= {f"--model_name={MODEL}"}, path
