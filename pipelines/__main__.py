@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from covidnet import config, tasks
 from covidnet.errors import CovidnetError, UsageError
-from pipelines import covidnet3d, local
+from pipelines import covidnet3d, local, picture
 from pipelines.cluster import Cluster
 from pipelines.remote import Server
 
@@ -57,10 +58,15 @@ def compile_graph(
     data_secret: DataSecret = None,
     node_selector: NodeSelector = None,
     toleration: Toleration = None,
+    drawn: Annotated[Path | None, typer.Option("--picture", help="SVG file of the graph, to write as well.")] = None,
 ) -> None:
     """Write the graph as YAML, to upload in the Kubeflow UI. COVIDNET_IMAGE names the image of the tasks."""
     covidnet3d.write(_cluster(data_claim, workspace_claim, key_secret, data_secret, node_selector, toleration), out)
     print(f"Pipeline: {out}")
+    if drawn is not None:
+        stages = set(yaml.safe_load((Path(__file__).parent.parent / "dvc.yaml").read_text())["stages"])
+        drawn.write_text(picture.draw(out, stages))
+        print(f"Picture: {drawn}")
 
 
 @app.command()
