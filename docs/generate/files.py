@@ -51,13 +51,19 @@ _STAGES = (
         "baseline",
         "`model.safetensors`, `model.json` (how to build it), `validation.csv`, `history.json`",
     ),
-    ("`search/VARIANT`", "search", "`genotype.json`, `search.json`, `history.csv`, `architecture.svg`"),
+    (
+        "`search/VARIANT`",
+        "search",
+        "`genotype.json`, `search.json`, `history.csv`, `probabilities.npy` (history, blocks, operations) and `.png`, "
+        "`architecture.svg`; `latency.json` where latency is limited",
+    ),
     ("`retrain/VARIANT`", "retrain", "as `baseline`"),
     (
         "`evaluate`",
         "evaluate",
         "`report.html`, `results.json`, `summary.md`, checklists, `test-MODEL.csv`, `overlays/`, `plots/`",
     ),
+    ("`sweep/VARIANT`", "search --sweep", "`front.json`, `front.png`; `SIZE/search/VARIANT`, `SIZE/retrain/VARIANT`"),
     ("`export`", "export", "`bundle/`, `parity.json`"),
 )
 
