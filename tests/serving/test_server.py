@@ -283,6 +283,8 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_new_work(start: Callable
         refused = httpx.post(f"{server.http}/v1/scans", content=content)
         assert refused.status_code == 503
         assert "retry-after" in refused.headers
+        assert server.metric("covidnet_requests_in_flight") == 1  # Prometheus scrapes until the last answer
+        assert server.metric("covidnet_rejected_requests_total", reason="draining") == 1
         assert refused.headers["connection"] == "close"
         with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as over_grpc:
             GRPCInferenceServiceStub(channel).ModelInfer(pb.ModelInferRequest(model_name="covidnet"))

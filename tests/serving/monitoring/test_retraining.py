@@ -43,9 +43,12 @@ def test_a_run_is_submitted_once_a_day_and_over_restarts(tmp_path: Path, monkeyp
     assert Retraining(writing(runs), record).decide(notice()) == "submitted"
     assert Retraining(writing(runs), record).decide(notice()) == "limited"
     now = retraining.time.time()
+    for step in (-3_600, 3_600):  # a clock that steps an hour either way asks for nothing more
+        monkeypatch.setattr(retraining.time, "time", lambda step=step: now + step)
+        assert Retraining(writing(runs), record).decide(notice()) == "limited"
     monkeypatch.setattr(retraining.time, "time", lambda: now + 90_000)
     assert Retraining(writing(runs), record).decide(notice()) == "submitted"
-    assert decisions(record) == ["submitted", "limited", "submitted"]
+    assert decisions(record) == ["submitted", "limited", "limited", "limited", "submitted"]
     assert len(runs.read_text().splitlines()) == 2
 
 
