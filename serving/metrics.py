@@ -17,13 +17,21 @@ from serving.errors import Refused
 from serving.monitoring import traces
 
 PHASES = ("queue", "decode", "preprocess", "inference", "explain")
+ROUTES = {
+    "http": ("v1_predict", "v1_explain", "v2_infer", "scans", "phantoms", "feedback"),
+    "grpc": ("v2_infer",),
+}
+_ANSWERED = ("ok", "late", "failed")  # outcomes that say how fast the server is; a refusal is always fast
 # 1 ms (a small network) to 30 s (a large DICOM series on a busy machine)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 REQUESTS = Counter("covidnet_requests", "Requests by route, protocol and outcome", ["route", "protocol", "outcome"])
 REQUEST_SECONDS = Histogram(
-    "covidnet_request_seconds", "Time from admission to answer", ["route", "protocol"], buckets=_SECONDS
+    "covidnet_request_seconds",
+    "Time to the answer of requests that were not refused",
+    ["route", "protocol"],
+    buckets=_SECONDS,
 )
 REJECTED = Counter("covidnet_rejected_requests", "Requests that were refused, by reason", ["reason"])
 IN_FLIGHT = Gauge("covidnet_requests_in_flight", "Requests waiting or worked on", multiprocess_mode="livesum")
@@ -36,6 +44,20 @@ BUNDLE = Gauge(
     "The model that is served",
     ["version", "model", "engine", "classes"],
     multiprocess_mode="livemax",
+)
+
+GPU_MEMORY_USED = Gauge(
+    "covidnet_gpu_memory_used_bytes",
+    "Memory in use on a GPU, by whomever; absent without a GPU",
+    ["gpu"],
+    multiprocess_mode="livemostrecent",
+)
+GPU_MEMORY = Gauge("covidnet_gpu_memory_bytes", "Memory of a GPU", ["gpu"], multiprocess_mode="livemostrecent")
+GPU_UTILISATION = Gauge(
+    "covidnet_gpu_utilization_ratio",
+    "Share of the last moments in which a GPU was at work, by whomever",
+    ["gpu"],
+    multiprocess_mode="livemostrecent",
 )
 
 PREDICTIONS = Counter("covidnet_predictions", "Scans by predicted class", ["label"])
@@ -114,6 +136,11 @@ STORE_LOST = Counter("covidnet_store_lost_predictions", "Predictions given up as
 
 for _phase in PHASES:  # all are there from the start: a rate needs a first sample
     PHASE_SECONDS.labels(_phase)
+for _protocol, _routes in ROUTES.items():
+    for _route in _routes:
+        REQUEST_SECONDS.labels(_route, _protocol)
+        for _outcome in ("ok", "failed", "busy"):  # those that alerts look for, no traffic at all among them
+            REQUESTS.labels(_route, _protocol, _outcome)
 
 
 @contextmanager
@@ -121,7 +148,7 @@ def request(route: str, protocol: str = "http") -> Iterator[None]:
     """Count one request with its outcome: ``ok``, the kind of a refusal, or ``failed``.
 
     Args:
-        route: v1_predict, v1_explain, v2_infer, scans, phantoms or feedback.
+        route: one of `ROUTES`.
         protocol: http or grpc.
     """
     start = time.perf_counter()
@@ -141,7 +168,8 @@ def request(route: str, protocol: str = "http") -> Iterator[None]:
     finally:
         IN_FLIGHT.dec()
         REQUESTS.labels(route, protocol, outcome).inc()
-        REQUEST_SECONDS.labels(route, protocol).observe(time.perf_counter() - start)
+        if outcome in _ANSWERED:
+            REQUEST_SECONDS.labels(route, protocol).observe(time.perf_counter() - start)
 
 
 def phase(name: str, seconds: float) -> None:

@@ -26,6 +26,7 @@ from serving.access import Access
 from serving.errors import Draining, Invalid, NoSuchModel, Refused, TooLarge, TooSlow
 from serving.gate import Gate
 from serving.guard import Guard, answer_error
+from serving.monitoring import gpu
 from serving.monitoring.correlation import HttpCorrelation
 from serving.predictor import NAME
 from serving.protocol import V1Body, V2Body
@@ -182,6 +183,7 @@ def _json(content: object) -> Response:
 
 
 def _metrics() -> Response:
+    gpu.refresh()
     return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -117,6 +117,15 @@ SERVICE: dict[str, list[Panel]] = {
         Panel("Scans per run of the network", "none", _heat("covidnet_batch_scans"), kind="heatmap"),
         Panel("Memory", "bytes", {"{{instance}}": f"process_resident_memory_bytes{{{JOB}}}"}),
         Panel("Processor", "none", {"{{instance}}": f"rate(process_cpu_seconds_total{{{JOB}}}[{WINDOW}])"}),
+        Panel(
+            "GPU",
+            "percentunit",
+            {
+                "{{instance}} {{gpu}} at work": f"covidnet_gpu_utilization_ratio{{{JOB}}}",
+                "{{instance}} {{gpu}} memory": f"covidnet_gpu_memory_used_bytes{{{JOB}}} "
+                f"/ covidnet_gpu_memory_bytes{{{JOB}}}",
+            },
+        ),
     ],
 }
 MODEL: dict[str, list[Panel]] = {
@@ -209,7 +218,8 @@ DATA: dict[str, list[Panel]] = {
             "Unreadable, or without lungs",
             "reqps",
             {
-                "unreadable": f'sum(rate(covidnet_rejected_requests_total{{{JOB},reason="unreadable"}}[{WINDOW}]))',
+                "unreadable": f"sum(rate(covidnet_rejected_requests_total{{{JOB},"
+                f'reason=~"unreadable|unknown_format"}}[{WINDOW}]))',
                 "no lungs found": f"sum(rate(covidnet_no_lungs_found_total{{{JOB}}}[{WINDOW}]))",
             },
         ),

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,24 +35,34 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 @contextmanager
-def server(bundle: Path, folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """The server, ready; yields its address and its process."""
+def server(
+    bundle: Path, folder: Path, program: Sequence[str] = ("-m", "serving")
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The server, ready; yields its address and its process.
+
+    Args:
+        bundle: to serve.
+        folder: for its log and state.
+        program: Python's arguments before the server's own.
+    """
     http_port, grpc_port = free_port(), free_port()
     arguments = ["--bundle", str(bundle), "--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     environment = {**os.environ, "COVIDNET_STATE": str(folder / "state")}
-    with _running([sys.executable, "-m", "serving", *arguments], folder / "server.log", environment) as process:
+    with _running([sys.executable, *program, *arguments], folder / "server.log", environment) as process:
         url = f"http://127.0.0.1:{http_port}"
         wait_for(lambda: get(f"{url}/v2/health/ready") is not None, f"server (see {folder / 'server.log'})", process)
         yield url, process
 
 
 @contextmanager
-def prometheus(folder: Path, targets: Sequence[str], alertmanager: str | None = None, faster: int = 1) -> Iterator[str]:
+def prometheus(
+    folder: Path, jobs: Mapping[str, Sequence[str]], alertmanager: str | None = None, faster: int = 1
+) -> Iterator[str]:
     """Prometheus with the project's rules; yields its address.
 
     Args:
         folder: for its data.
-        targets: addresses of servers.
+        jobs: addresses of servers, by the job that they are replicas of.
         alertmanager: its address.
         faster: the rules' durations are divided by it, so that an hour passes in a test.
     """
@@ -62,7 +73,10 @@ def prometheus(folder: Path, targets: Sequence[str], alertmanager: str | None = 
     config: dict[str, Any] = {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
         "rule_files": ["rules.yaml"],
-        "scrape_configs": [{"job_name": "covidnet", "static_configs": [{"targets": [_address(t) for t in targets]}]}],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [_address(url) for url in urls]}]}
+            for job, urls in jobs.items()
+        ],
     }
     if alertmanager is not None:
         config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [_address(alertmanager)]}]}]}
@@ -79,7 +93,7 @@ def prometheus(folder: Path, targets: Sequence[str], alertmanager: str | None = 
 def alertmanager(folder: Path, webhook: str) -> Iterator[str]:
     """Alertmanager, which tells every alert to a webhook; yields its address."""
     port = free_port()
-    wait = {"group_wait": "1s", "group_interval": "5s", "repeat_interval": "4h", "group_by": ["alertname"]}
+    wait = {"group_wait": "1s", "group_interval": "5s", "repeat_interval": "4h", "group_by": ["alertname", "job"]}
     receivers = [{"name": "webhook", "webhook_configs": [{"url": webhook}]}]
     config = {"route": {"receiver": "webhook", **wait}, "receivers": receivers}
     (folder / "alertmanager.yaml").write_text(yaml.safe_dump(config))
@@ -215,19 +229,20 @@ def _program(name: str) -> str:
 
 
 def main(bundle: Annotated[Path, typer.Option(help="Folder written by `covidnet export`.")]) -> None:
-    """Serve a bundle under load, and watch it."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="covidnet-monitor-")))
-        url, _ = stack.enter_context(server(bundle, folder))
-        alerts = stack.enter_context(alertmanager(folder, stack.enter_context(webhook(folder))))
-        metrics = stack.enter_context(prometheus(folder, [url], alerts))
-        stack.enter_context(load(url))
-        print(f"status page   {url}/status\nmetrics       {url}/metrics\nPrometheus    {metrics}/alerts")
-        print(f"Alertmanager  {alerts}\nlogs and data {folder}\nCtrl-C ends all of it.", flush=True)
-        try:
+    """Serve a bundle under load, and watch it, until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the parts would outlive this process
+    try:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="covidnet-monitor-")))
+            url, _ = stack.enter_context(server(bundle, folder))
+            alerts = stack.enter_context(alertmanager(folder, stack.enter_context(webhook(folder))))
+            metrics = stack.enter_context(prometheus(folder, {"covidnet": [url]}, alerts))
+            stack.enter_context(load(url))
+            print(f"status page   {url}/status\nmetrics       {url}/metrics\nPrometheus    {metrics}/alerts")
+            print(f"Alertmanager  {alerts}\nlogs and data {folder}\nCtrl-C ends all of it.", flush=True)
             threading.Event().wait()
-        except KeyboardInterrupt:
-            print("stopping")
+    except KeyboardInterrupt:
+        print("stopped")
 
 
 if __name__ == "__main__":
