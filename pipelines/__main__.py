@@ -18,8 +18,14 @@ from pipelines.remote import Server
 app = typer.Typer(
     help="The Kubeflow pipeline of covidnet3d. Research software: no output is a diagnosis.",
     no_args_is_help=True,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _example(*lines: str) -> str:
+    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ python -m pipelines {line}" for line in lines)
+
 
 Params = Annotated[Path, typer.Option("--params", help="Configuration file.")]
 Override = Annotated[
@@ -49,7 +55,7 @@ GpuType = Annotated[str, typer.Option(help="What the GPU nodes offer, e.g. nvidi
 Nodes = Annotated[int, typer.Option(help="Above 1, search and training run as TrainJobs of so many pods.")]
 
 
-@app.command("compile")
+@app.command("compile", epilog=_example("compile --out covidnet3d.yaml --data-claim raw-scans"))
 def compile_graph(
     out: Annotated[Path, typer.Option(help="YAML file to write.")] = Path(__file__).parent / "covidnet3d.yaml",
     data_claim: DataClaim = None,
@@ -69,7 +75,7 @@ def compile_graph(
         print(f"Picture: {drawn}")
 
 
-@app.command()
+@app.command(epilog=_example("run -S search.steps=200 --out results/kubeflow", "run --runner docker"))
 def run(
     params: Params = Path("params.yaml"),
     overrides: Override = None,
@@ -84,7 +90,7 @@ def run(
     print(f"Results: {out}")
 
 
-@app.command()
+@app.command(epilog=_example("submit --host https://kubeflow.example/pipeline --namespace covidnet --gpus 1 --wait"))
 def submit(
     host: Host,
     params: Params = Path("params.yaml"),
@@ -124,7 +130,7 @@ def submit(
         server.wait(run_id)
 
 
-@app.command()
+@app.command(epilog=_example("schedule --host https://kubeflow.example/pipeline --cron '0 0 2 * * *'"))
 def schedule(
     host: Host,
     cron: Annotated[str, typer.Option(help="Six fields, seconds first; default: every night at two.")] = "0 0 2 * * *",

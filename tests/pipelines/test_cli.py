@@ -1,4 +1,5 @@
 import pytest
+from typer.testing import CliRunner
 
 from pipelines import __main__ as cli
 
@@ -61,3 +62,9 @@ def test_a_placement_that_can_not_be_is_refused_before_anything_is_sent(
         cli.main()
     assert exit_of.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["compile", "run", "submit", "schedule"])
+def test_every_verb_shows_an_example(verb):
+    result = CliRunner().invoke(cli.app, [verb, "--help"])
+    assert f"$ python -m pipelines {verb} " in result.output
