@@ -98,8 +98,8 @@ class Augment(Section):
     """Batched augmentation on the training device; each value is a maximum, 0 turns it off."""
 
     flip: bool = Field(True, description="mirror left-right, the one flip that keeps anatomy plausible")
-    rotate_deg: float = Field(8.0, ge=0, le=45)
-    scale: float = Field(0.1, ge=0, lt=0.5)
+    rotate_deg: float = Field(8.0, ge=0, le=45, description="about the axis from head to foot")
+    scale: float = Field(0.1, ge=0, lt=0.5, description="larger or smaller by up to this share")
     shift: float = Field(0.06, ge=0, lt=0.5, description="share of the volume's side")
     intensity: float = Field(0.1, ge=0, lt=1, description="gain and offset")
     noise: float = Field(0.02, ge=0, lt=1, description="standard deviation of added noise, in the 0..1 range")
@@ -119,11 +119,11 @@ class Training(Section):
     tmacs: float = Field(
         1.2, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training"
     )
-    batch: int = Field(16, ge=2)
-    lr: float = Field(6e-3, gt=0)
-    weight_decay: float = Field(0.02, ge=0)
-    label_smoothing: Fraction = 0.1
-    grad_clip: float = Field(2.0, gt=0)
+    batch: int = Field(16, ge=2, description="scans per weight update")
+    lr: float = Field(6e-3, gt=0, description="highest learning rate (AdamW)")
+    weight_decay: float = Field(0.02, ge=0, description="decoupled (AdamW)")
+    label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
+    grad_clip: float = Field(2.0, gt=0, description="largest norm of the gradient")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, else float32"
     )
@@ -148,16 +148,16 @@ class Budget(Section):
 class Search(Section):
     """Differentiable architecture search (DESIGN: the search)."""
 
-    variants: tuple[Variant, ...] = ("S",)
+    variants: tuple[Variant, ...] = Field(("S",), description="search spaces, each searched and retrained")
     size: Shape = Field((16, 64, 64), description="(D, H, W) that the supernet sees; packed scans are resized to it")
     share_weights: bool = Field(True, description="candidates of a block are crops of one k=7, e=6 kernel")
-    batch: int = Field(16, ge=2)
+    batch: int = Field(16, ge=2, description="scans per weight update")
     warmup_steps: int = Field(450, ge=0, description="weight updates with uniformly sampled paths before alpha moves")
     steps: int = Field(350, ge=1, description="joint iterations: one weight and one architecture update each")
-    lr: float = Field(8e-3, gt=0)
-    weight_decay: float = Field(1e-3, ge=0)
-    alpha_lr: float = Field(0.06, gt=0)
-    label_smoothing: Fraction = 0.1
+    lr: float = Field(8e-3, gt=0, description="highest learning rate of the weights (AdamW)")
+    weight_decay: float = Field(1e-3, ge=0, description="of the weights; decoupled (AdamW)")
+    alpha_lr: float = Field(0.06, gt=0, description="learning rate of the architecture parameters (Adam)")
+    label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
     temperature: tuple[float, float] = Field((2.0, 0.5), description="Gumbel-Softmax, annealed geometrically")
     budget: Budget = Budget()
     latency_table: str | None = Field(
@@ -171,7 +171,7 @@ class Evaluate(Section):
     """The one reading of the test split."""
 
     bootstrap: int = Field(2000, ge=100, description="patient-level resamples")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of all intervals")
     positive: str = Field("NCP", description="positive class of the binary figures")
     overlays: int = Field(4, ge=0, description="CAM overlays of right and of wrong predictions each")
 
@@ -205,7 +205,7 @@ class Deploy(Section):
     service: str | None = Field("covidnet", pattern=NAME, description="InferenceService; null deploys nothing")
     namespace: str | None = Field(None, pattern=NAME, description="null: that of the run")
     runtime: str = Field("covidnet", pattern=NAME, description="ServingRuntime")
-    model_format: str = "covidnet"
+    model_format: str = Field("covidnet", description="by which KServe finds the runtime")
     storage_uri: str | None = Field(
         None, description="folder of the bundle as the cluster sees it; null: the artifact's"
     )
@@ -219,9 +219,11 @@ class Deploy(Section):
     )
     watch_s: float = Field(60.0, ge=0, description="at every step")
     pause_s: float = Field(0.2, ge=0, description="between two of the scans sent meanwhile")
-    max_error_rate: float = Field(0.01, ge=0, lt=1)
+    max_error_rate: float = Field(
+        0.01, ge=0, lt=1, description="share of requests that may fail while traffic is watched"
+    )
     max_latency_ratio: float = Field(2.0, gt=0, description="95th percentile beside that of the service")
-    ready_timeout_s: float = Field(900.0, gt=0)
+    ready_timeout_s: float = Field(900.0, gt=0, description="until a bundle is loaded, or traffic has moved")
     force: bool = Field(False, description="take fields over that somebody else applied")
     registry: str | None = Field(None, description="address of a Kubeflow Model Registry; null registers nowhere")
 
@@ -235,8 +237,8 @@ class Deploy(Section):
 class Config(Section):
     """The whole of `params.yaml` after profile and overrides."""
 
-    profile: str = "demo"
-    seed: int = 0
+    profile: str = Field("demo", description="overlay of `profiles` in the file: demo or paper")
+    seed: int = Field(0, description="of everything random")
     classes: tuple[str, ...] = ("NCP", "CP", "Normal")
     channels: Literal[1, 3] = Field(1, description="input channels; 3 repeats the scan, as the paper's networks expect")
     results: str = Field("results", description="folder of all stage outputs")
@@ -246,7 +248,9 @@ class Config(Section):
     data: Data = Data()
     augment: Augment = Augment()
     training: Training = Training()
-    baselines: tuple[Baseline, ...] = ("resnet3d101", "densenet3d121", "mc3_18")
+    baselines: tuple[Baseline, ...] = Field(
+        ("resnet3d101", "densenet3d121", "mc3_18"), description="human-designed networks to train beside"
+    )
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()

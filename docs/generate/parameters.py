@@ -15,7 +15,11 @@ _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}",
 
 
 def page() -> str:
-    """The whole page."""
+    """The whole page.
+
+    Raises:
+        KeyError: a key has neither a description in the schema nor a comment in `params.yaml`.
+    """
     schema, demo = config.Config.model_json_schema(), config.load(_PARAMS).model_dump(mode="json")
     paper = dict(_leaves(yaml.safe_load(_PARAMS.read_text())["profiles"]["paper"]))
     comments = dict(_comments(_PARAMS.read_text()))
