@@ -53,4 +53,6 @@ def latency(
     console.print(f"{table.engine}, {table.processor}: ms of one block; all else {table.fixed_ms:.3f} ms")
     console.print(shown)
     console.print(f"Random architectures took {deviation:.0%} more or less than the sum of their parts.")
+    if deviation > module.BUSY:
+        console.print("That is a lot: the machine was busy. Measure again when it is not.")
     console.print(f"Results: {out}")

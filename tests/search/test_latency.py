@@ -1,18 +1,20 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from covidnet.config import Budget
+from covidnet.config import Budget, Config, parse
 from covidnet.errors import UsageError
 from covidnet.inference import engine
 from covidnet.models import cost
 from covidnet.models.covidnet3d import IDENTITY, SPACES, Genotype, Operation, Space, build
-from covidnet.search import latency, result
+from covidnet.search import latency, result, run
 from covidnet.search.budget import Costing
 from covidnet.search.latency import LatencyTable
 from covidnet.search.untrained import network
@@ -75,6 +77,16 @@ def test_a_table_survives_its_file_and_is_refused_for_another_space(tmp_path):
         LatencyTable.load(path, SPACE)
     with pytest.raises(UsageError, match="not a table"):
         LatencyTable.load(Path("nowhere.json"), SPACE)
+
+
+def test_a_search_takes_a_table_of_the_size_that_is_served_and_no_other(tmp_path):
+    path = tmp_path / "latency.json"
+    replace(TABLE, space="covidnet3d-s", blocks_ms=(ROW,) * 21).save(path)
+    config = parse({"search": {"budget": {"latency_ms": 3}, "latency_table": str(path)}})
+    assert run._latencies(config, SimpleNamespace(scans=np.zeros((1, *SIZE))), "S").of((0,) * 21) == pytest.approx(4.7)
+    assert run._latencies(Config(), SimpleNamespace(scans=np.zeros((1, *SIZE))), "S") is None
+    with pytest.raises(UsageError, match=r"measured at \(8, 16, 16\), .* run `covidnet latency --input 16,64,64`"):
+        run._latencies(config, SimpleNamespace(scans=np.zeros((1, 16, 64, 64))), "S")
 
 
 def test_the_timed_graph_has_the_weights_of_the_architecture_and_the_interface_of_an_exported_one(tmp_path):
