@@ -14,6 +14,7 @@ import os
 import posixpath
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -235,7 +236,8 @@ def _provide(store: _Store, name: str, md5: str, root: Path, kept: Path) -> None
     target.parent.mkdir(parents=True, exist_ok=True)
     if not _is(file, md5):
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        # files of equal content, and pods that share the folder, come here at once
+        new = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
         try:
             store.get(name, md5, new)
             found = _md5(new)

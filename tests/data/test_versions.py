@@ -1,5 +1,6 @@
 """Raw scans by version: from a git repository with DVC, and from an S3 server by DVC's hash."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -164,6 +165,22 @@ def test_a_list_with_paths_out_of_its_folder_is_refused() -> None:
     for name in ("../../etc/passwd", "/etc/passwd", "a//b", "a/./b", "a\\b"):
         with pytest.raises(CovidnetError, match="outside of its folder"):
             versions._version({name: "0" * 32}, {"revision": "v1"}, None)
+
+
+def test_files_of_equal_content_are_fetched_at_once(cache: Path) -> None:
+    class Slow:
+        def get(self, name: str, md5: str, target: Path) -> None:
+            with target.open("wb") as stream:
+                for letter in b"same":
+                    stream.write(bytes([letter]))
+                    stream.flush()
+                    time.sleep(0.01)
+
+    md5 = hashlib.md5(b"same").hexdigest()
+    version = versions._version({f"{number}.nii": md5 for number in range(16)}, {"revision": "v1"}, Slow())
+    root = Path(str(versions.fetched(settings("s3://bucket/x", f"{md5}.dir"), version).data.root))
+    assert {file.read_bytes() for file in root.iterdir()} == {b"same"}
+    assert not list(cache.rglob("*.partial"))
 
 
 def test_a_file_that_was_spoiled_here_is_had_again(repository: Path, cache: Path) -> None:
