@@ -12,7 +12,7 @@ from pydicom.uid import UID
 
 from covidnet.data.scan import Scan
 from covidnet.data.sources import axes, jpeg_lossless
-from covidnet.data.sources.dicom_headers import PARSE_ERRORS, Slice, is_dicom, read_file, read_headers
+from covidnet.data.sources.dicom_headers import PARSE_ERRORS, Slice, is_dicom, read_headers, read_pixels
 from covidnet.data.sources.limits import check_ratio, check_voxels
 from covidnet.errors import ScanError
 
@@ -181,12 +181,14 @@ def _decode(stack: list[Slice | None]) -> np.ndarray:
     check_voxels((len(stack), rows, columns))
     check_ratio(2 * len(stack) * rows * columns, sum(file.stat().st_size for file in {s.file for s in stack if s}))
     volume = np.empty((len(stack), rows, columns), np.int16)
+    if next(s for s in stack if s).normal[2] > 0:
+        volume = volume[::-1]  # most series begin at the feet; laid out like this, `place` has nothing to copy
     opened: tuple[Path | None, Dataset] = (None, Dataset())
     for index, item in enumerate(stack):
         if item is None:
             continue
         if opened[0] != item.file:
-            opened = (item.file, _open(item.file, index))
+            opened = (item.file, _open(item, index))
         volume[index] = _hounsfield(_pixels(opened[1], item, index), item)
     for index in (i for i, s in enumerate(stack) if s is None):
         volume[index] = (volume[index - 1].astype(np.int32) + volume[index + 1]) // 2
@@ -198,9 +200,9 @@ def _decode(stack: list[Slice | None]) -> np.ndarray:
     return volume
 
 
-def _open(file: Path, index: int) -> Dataset:
+def _open(item: Slice, index: int) -> Dataset:
     try:
-        return read_file(file)
+        return read_pixels(item)
     except PARSE_ERRORS as error:
         raise ScanError(f"slice {index} can't be read ({type(error).__name__}); the file is damaged") from None
 
@@ -228,7 +230,8 @@ def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:
 def _hounsfield(stored: np.ndarray, item: Slice) -> np.ndarray:
     """Rescaled pixels; padding outside the reconstruction circle becomes air."""
     if item.slope == 1 and item.intercept.is_integer():
-        values = stored.astype(np.int32) + int(item.intercept)
+        values = stored.astype(np.int32)
+        values += int(item.intercept)
     else:
         values = np.rint(stored * item.slope + item.intercept).astype(np.int64)
     if item.padding is not None:
@@ -237,7 +240,7 @@ def _hounsfield(stored: np.ndarray, item: Slice) -> np.ndarray:
         wrapped = stored.astype(np.int16) if item.signed else stored.astype(np.uint16)
         values[(wrapped >= first) & (wrapped <= last)] = AIR_HU
     limits = np.iinfo(np.int16)
-    return np.clip(values, limits.min, limits.max)
+    return np.clip(values, limits.min, limits.max, out=values)
 
 
 def _air_inside(volume: np.ndarray) -> bool:

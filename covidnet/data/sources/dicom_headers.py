@@ -4,7 +4,8 @@ import mmap
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from covidnet.data.sources.axes import MAX_ROTATION_DEG
@@ -30,13 +33,16 @@ BARE_ENDINGS = ("", ".dcm", ".ima")  # files with these names may lack the pream
 PROJECTIONS = {"LOCALIZER", "SCOUT", "MIP", "MINIP", "MAX_IP", "PROJECTION IMAGE", "VOLUME", "VRT", "SCREEN SAVE"}
 PROCESSED = {"DERIVED", "SECONDARY", "REFORMATTED", "MPR"}
 CHEST = ("CHEST", "THORAX", "LUNG", "TORSO", "BODY")
-TAGS = [
+_KEYWORDS = [
     "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "ConvolutionKernel", "BodyPartExamined",
     "InstanceNumber", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsStored", "PixelRepresentation",
     "PhotometricInterpretation", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
     "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "PatientID", "SOPInstanceUID", "AcquisitionNumber", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "BitsAllocated", "HighBit", "PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 ]  # fmt: skip
+TAGS = [Tag(keyword) for keyword in _KEYWORDS]  # once, not for every file
+PIXELS = [Tag("PixelData")]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Slice:
         position: of the first pixel, LPS mm; None: not stated.
         pixel_spacing_mm: between rows, between columns.
         padding: first and last stored value that mean "no data".
+        header: what `read_pixels` needs of it.
+        pixels_at: byte in the file at which the element with the pixels begins; None where the file is deflated.
         inverted: MONOCHROME1.
     """
 
@@ -77,6 +85,8 @@ class Slice:
     acquisition: str
     patient: str = field(repr=False)
     instance: str = field(repr=False)
+    header: Dataset = field(repr=False, compare=False)
+    pixels_at: int | None
 
     @cached_property
     def directions(self) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +155,7 @@ def _plane_refusal(normal: np.ndarray) -> str:
 
 def is_dicom(file: Path) -> bool:
     """Whether a file is DICOM: by its magic number, or by its header where the preamble was left out."""
-    return _head(file)[128:132] == b"DICM" or _parse(file) is not None
+    return _head(file)[128:132] == b"DICM" or _parse(file)[0] is not None
 
 
 def read_headers(files: Sequence[Path]) -> tuple[list[Slice], list[str]]:
@@ -157,12 +167,12 @@ def read_headers(files: Sequence[Path]) -> tuple[list[Slice], list[str]]:
     slices: list[Slice] = []
     damaged = pixelless = 0
     for file in files:
-        header = _parse(file)
+        header, pixels_at = _parse(file)
         if header is None:
             damaged += file.suffix.lower() in BARE_ENDINGS[1:]
         elif "Rows" in header:
             try:
-                slices += _slices(file, header)
+                slices += _slices(file, header, pixels_at)
             except PARSE_ERRORS as error:
                 raise ScanError(f"a header has a malformed value ({type(error).__name__}); export again") from None
         else:
@@ -179,28 +189,44 @@ def _head(file: Path) -> bytes:
         return stream.read(1024)
 
 
-def _parse(file: Path) -> Dataset | None:
-    """The header, or None where the file isn't DICOM."""
+def _parse(file: Path) -> tuple[Dataset | None, int | None]:
+    """The header, or None where the file isn't DICOM, and where the pixels begin, if that is a place in the file."""
     head = _head(file)
     if head[128:132] != b"DICM" and file.suffix.lower() not in BARE_ENDINGS:
-        return None
+        return None, None
+    deflated = DeflatedExplicitVRLittleEndian.encode() in head
     try:
-        if DeflatedExplicitVRLittleEndian.encode() in head:
+        if deflated:
             _check_inflated_bytes(file)
-        header = read_file(file, stop_before_pixels=True, specific_tags=TAGS)
+        with mapped(file) as content:
+            header = dcmread(content, force=True, stop_before_pixels=True, specific_tags=TAGS)
+            pixels_at = None if deflated else content.tell()
     except PARSE_ERRORS:
-        return None
-    return header if "SOPClassUID" in header or "Rows" in header else None
+        return None, None
+    return (header if "SOPClassUID" in header or "Rows" in header else None), pixels_at
 
 
-def read_file(file: Path, **options: Any) -> Dataset:
-    """`dcmread` from a mapped file, which has no more to give than is there: a length in a header may say 4 GiB.
+def read_pixels(item: Slice) -> Dataset:
+    """The slice's header with its file's pixels, still compressed; what lies before them isn't read again.
 
     Raises:
         any of `PARSE_ERRORS`.
     """
+    with mapped(item.file) as content:
+        if item.pixels_at is None:
+            return dcmread(content, force=True)
+        content.seek(item.pixels_at)
+        dataset = read_dataset(content, *item.header.original_encoding, specific_tags=PIXELS)
+    dataset.update(item.header)
+    dataset.file_meta = item.header.file_meta
+    return dataset
+
+
+@contextmanager
+def mapped(file: Path) -> Iterator[mmap.mmap]:
+    """A file's bytes, with no more to give than is there: a length in a header may say 4 GiB."""
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return dcmread(content, force=True, **options)
+        yield content
 
 
 def _check_inflated_bytes(file: Path) -> None:
@@ -222,7 +248,7 @@ def _check_inflated_bytes(file: Path) -> None:
                 return
 
 
-def _slices(file: Path, header: Dataset) -> list[Slice]:
+def _slices(file: Path, header: Dataset, pixels_at: int | None) -> list[Slice]:
     frames = int(header.get("NumberOfFrames") or 1)
     rows, columns = int(header.Rows), int(header.get("Columns") or 0)
     if not (0 < frames <= MAX_FRAMES and 0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
@@ -231,10 +257,13 @@ def _slices(file: Path, header: Dataset) -> list[Slice]:
         )
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     per_frame = list(header.get("PerFrameFunctionalGroupsSequence") or [])
-    return [_slice(file, header, frame, frames, [*per_frame[frame : frame + 1], *shared]) for frame in range(frames)]
+    return [
+        _slice(file, header, pixels_at, frame, frames, [*per_frame[frame : frame + 1], *shared])
+        for frame in range(frames)
+    ]
 
 
-def _slice(file: Path, header: Dataset, frame: int, frames: int, groups: list[Dataset]) -> Slice:
+def _slice(file: Path, header: Dataset, pixels_at: int | None, frame: int, frames: int, groups: list[Dataset]) -> Slice:
     def find(macro: str, keyword: str) -> Any:
         """Value of a frame: from its functional groups (enhanced CT), else from the header (classic CT)."""
         for group in groups:
@@ -276,6 +305,8 @@ def _slice(file: Path, header: Dataset, frame: int, frames: int, groups: list[Da
         acquisition=str(header.get("AcquisitionNumber")),
         patient=str(header.get("PatientID") or "").strip(),
         instance=str(header.get("SOPInstanceUID") or "").strip(),
+        header=header,
+        pixels_at=pixels_at,
     )
 
 
