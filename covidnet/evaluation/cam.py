@@ -185,6 +185,24 @@ def lesion_hit(heat: NDArray[np.floating], mask: Mask, grid: tuple[int, int, int
     return bool(mask[tuple(box)].any())
 
 
+def random_hit_rate(mask: Mask, grid: tuple[int, int, int]) -> float:
+    """Share of the voxels of a map's grid whose choice `lesion_hit` would count: what pointing anywhere is worth.
+
+    Args:
+        mask: lesion ``(D, H, W)``.
+        grid: ``(d, h, w)``.
+
+    Raises:
+        CovidnetError: the mask is empty.
+    """
+    _require_lesion(mask)
+    hits = mask
+    for axis, (size, cells) in enumerate(zip(mask.shape, grid, strict=True)):
+        starts = [round(cell * size / cells) for cell in range(cells)]
+        hits = np.logical_or.reduceat(hits, starts, axis=axis)
+    return float(hits.mean())
+
+
 def energy_inside(heat: Heat, mask: Mask) -> float:
     """Share of a map's positive part that lies inside the lesion (Wang et al., Score-CAM, CVPR-W 2020, §4.3).
 

@@ -92,12 +92,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Localisation:
-    """How well maps point at annotated lesions, beside a map that always points at the centre.
+    """How well maps point at annotated lesions, beside one that always points at the centre and one that points anywhere.
 
     Args:
         scans: test scans with a lesion mask.
         hit_rate: mean of `cam.lesion_hit`.
         centre_hit_rate: the same of `cam.centre_prior`, with the same tolerance.
+        random_hit_rate: the same of a map that points anywhere, expected.
         energy_inside: mean of `cam.energy_inside`.
         centre_energy_inside: the same of `cam.centre_prior`.
         grid: ``(d, h, w)`` of the map.
@@ -107,6 +108,7 @@ class Localisation:
     scans: int
     hit_rate: float
     centre_hit_rate: float
+    random_hit_rate: float
     energy_inside: float
     centre_energy_inside: float
     grid: tuple[int, int, int]

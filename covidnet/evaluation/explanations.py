@@ -138,6 +138,7 @@ def _pointing(heats: Sequence[np.ndarray], masks: np.ndarray, name: str) -> Loca
         scans=len(heats),
         hit_rate=float(np.mean([cam.lesion_hit(h, m) for h, m in zip(heats, masks, strict=True)])),
         centre_hit_rate=float(np.mean([cam.lesion_hit(prior, m, (depth, height, width)) for m in masks])),
+        random_hit_rate=float(np.mean([cam.random_hit_rate(m, (depth, height, width)) for m in masks])),
         energy_inside=float(np.mean([e for e in energy if np.isfinite(e)] or [0.0])),
         centre_energy_inside=float(np.mean([cam.energy_inside(prior, m) for m in masks])),
         grid=(depth, height, width),

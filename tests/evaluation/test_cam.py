@@ -134,6 +134,18 @@ def test_centre_prior_gets_the_tolerance_of_the_map_it_is_compared_with() -> Non
     assert not cam.lesion_hit(prior, mask, grid=(2, 16, 16))  # a cell reaches two
 
 
+@pytest.mark.parametrize("grid", [(2, 8, 8), (1, 2, 2), (3, 5, 4)])
+def test_pointing_anywhere_is_worth_the_share_of_cells_that_hit(grid: tuple[int, int, int]) -> None:
+    mask = np.random.default_rng(0).random((16, 32, 32)) > 0.998
+    hits = []
+    for cell in np.ndindex(grid):
+        heat = np.zeros(grid, np.float32)
+        heat[cell] = 1
+        hits.append(cam.lesion_hit(heat, mask))
+    assert 0 < np.mean(hits) <= 1
+    assert cam.random_hit_rate(mask, grid) == pytest.approx(np.mean(hits))
+
+
 def test_centre_prior_peaks_in_the_middle_and_falls_by_the_gaussian() -> None:
     prior = cam.centre_prior((5, 9, 9))
     assert np.unravel_index(prior.argmax(), prior.shape) == (2, 4, 4)

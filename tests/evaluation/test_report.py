@@ -96,7 +96,7 @@ def full() -> ReportContext:
         compared(0.01, 0.2, 0.03),
         searches=[search(0.8, [0.7, 0.75])],
         examples=[Example("NCP taken for CP (0.55)", b"\x89PNG", correct=False)],
-        localisations=[Localisation(20, 0.6, 0.3, 0.2, 0.1, (1, 4, 4))],
+        localisations=[Localisation(20, 0.6, 0.3, 0.3, 0.2, 0.1, (1, 4, 4))],
         dataset=Dataset({"source": "phantom"}, counts, counts, {"too few slices": 2}),
         provenance={"git_revision": "abc", "versions": {"numpy": "2.0"}},
         warnings=["synthetic scans"],
@@ -163,9 +163,10 @@ def test_search_that_beats_half_or_less_of_the_random_networks_says_so() -> None
     assert sentence in render(replace(minimal(), searches=[search(0.8, [0.7, 0.9])]))
 
 
-def test_map_no_better_than_the_centre_says_so() -> None:
-    page = render(replace(minimal(), localisations=[Localisation(20, 0.3, 0.3, 0.2, 0.1, (1, 2, 2))]))
-    assert "The map does no better than pointing at the centre" in page
+@pytest.mark.parametrize(("centre", "anywhere", "said"), [(0.3, 0.1, True), (0.1, 0.4, True), (0.1, 0.2, False)])
+def test_map_no_better_than_the_centre_or_anywhere_says_so(centre: float, anywhere: float, said: bool) -> None:
+    page = render(replace(minimal(), localisations=[Localisation(20, 0.3, centre, anywhere, 0.2, 0.1, (1, 2, 2))]))
+    assert ("Class activation map: no better than pointing at the centre or anywhere" in page) == said
 
 
 def test_withheld_intervals_and_undefined_figures_are_named() -> None:
