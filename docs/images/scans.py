@@ -21,7 +21,7 @@ from covidnet.errors import ScanError
 
 HERE = Path(__file__).parent
 LOST = range(24, 33)
-MM_PER_PIXEL, GAP, LINE_HEIGHT = 1.25, 8, 20
+MM_PER_PIXEL, GAP = 1.25, 8
 WINDOW_HU = (-1000.0, 400.0)
 
 
@@ -103,9 +103,10 @@ def draw(path: Path, pictures: list[Image.Image], text: str) -> None:
     """Pictures side by side, text below."""
     width = GAP + sum(picture.width + GAP for picture in pictures)
     height = max(picture.height for picture in pictures)
-    font = ImageFont.load_default(15)
+    letters = width // 48  # pages show every picture at one width
+    font = ImageFont.load_default(letters)
     lines = textwrap.wrap(text, int((width - 2 * GAP) / font.getlength("n")))
-    sheet = Image.new("L", (width, height + 3 * GAP + LINE_HEIGHT * len(lines)), 16)
+    sheet = Image.new("L", (width, height + 3 * GAP + round(1.35 * letters) * len(lines)), 16)
     left = GAP
     for picture in pictures:
         sheet.paste(picture, (left, GAP + (height - picture.height) // 2))
