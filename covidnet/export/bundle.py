@@ -24,10 +24,12 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 
 from covidnet.errors import CovidnetError
 from covidnet.evaluation.novelty import Detector
+from covidnet.export import signing
+from covidnet.export.signing import SIGNATURE
 
 MODEL, WEIGHTS, GENOTYPE = "model.onnx", "weights.safetensors", "genotype.json"
 PREPROCESS, LABELS, CALIBRATION = "preprocess.json", "labels.json", "calibration.json"
-CARD, SUMS, SIGNATURE = "MODEL_CARD.md", "SHA256SUMS", "model.sig"
+CARD, SUMS = "MODEL_CARD.md", "SHA256SUMS"
 INT8, PRECISION = "model.int8.onnx", "precision.json"
 REFERENCE = "reference.json"
 FILES = tuple(sorted((CALIBRATION, CARD, GENOTYPE, LABELS, MODEL, PREPROCESS, WEIGHTS)))
@@ -93,8 +95,6 @@ class Bundle:
         """
         sums = _verify(directory)
         if key := os.environ.get(KEY):
-            from covidnet.export import signing
-
             signing.verify(directory, Path(key))
         tree = {name: _read_json(directory / name) for name in (CALIBRATION, GENOTYPE, LABELS, PREPROCESS)}
         tried = _read_json(directory / PRECISION) if (directory / PRECISION).exists() else {}

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 from covidnet.errors import CovidnetError, UsageError
-from covidnet.export.bundle import SIGNATURE
+
+SIGNATURE = "model.sig"
 
 
 def sign(bundle: Path, key: Path) -> Path:
