@@ -8,6 +8,7 @@ extensions = ["myst_parser"]
 myst_heading_anchors = 3
 exclude_patterns = ["generate", "static"]
 nitpicky = True
+suppress_warnings = ["misc.highlighting_failure"]  # a language that colours nothing is no fault of a page
 
 html_theme = "furo"
 html_static_path, html_css_files = ["static"], ["site.css"]
