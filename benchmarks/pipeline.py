@@ -1,7 +1,7 @@
 """What the Kubeflow graph adds to the stages: `python -m pipelines run` beside `dvc repro`, in one clone, from nothing.
 
     python -m benchmarks.pipeline           # the demo twice: half an hour on two cores
-    python -m benchmarks.pipeline --tiny    # two minutes; start-up dominates, so the ratio says little
+    python -m benchmarks.pipeline --tiny    # a few minutes; start-up dominates, so the ratio says little
 
 The graph runs every task in a process of its own, audits the dataset, and decides at the gate. Both must end with the same
 figures and the same bundle, byte for byte. The target is 10 % more time at most, and 5 s for `compile`.
@@ -53,11 +53,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:
         row = measure(Path(folder) / "clone", {**OPEN_GATE, **(TINY if options.tiny else {})})
-    print(f"{'':<10}{'dvc repro':>12}{'graph':>12}")
+    print(f"{'':<24}{'dvc repro':>12}{'graph':>12}")
     for stage, (one, other) in row["stages_s"].items():
-        print(f"{stage:<10}{one:>10.1f} s{other:>10.1f} s")
+        print(f"{stage:<24}{one:>10.1f} s{other:>10.1f} s")
     print(
-        f"{'all':<10}{row['dvc_s']:>10.1f} s{row['graph_s']:>10.1f} s   {row['added']:+.1%} (at most {MOST_ADDED:.0%})"
+        f"{'all':<24}{row['dvc_s']:>10.1f} s{row['graph_s']:>10.1f} s   {row['added']:+.1%} (at most {MOST_ADDED:.0%})"
     )
     print(f"compile {row['compile_s']:.1f} s (at most {MOST_COMPILE_S:g} s); same results: {row['same']}")
     if out := options.out or (None if options.tiny else RESULTS):
