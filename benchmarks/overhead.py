@@ -64,21 +64,21 @@ def _measure(
     urls: dict[str, str], body: bytes, headers: dict[str, str], count: int, seconds: float
 ) -> dict[str, list[Block]]:
     """Latencies of each block, by server; the first pair warms up and isn't kept."""
-    callers = {name: [planted.Caller(url) for _ in range(CONNECTIONS)] for name, url in urls.items()}
     blocks: dict[str, list[Block]] = {name: [] for name in urls}
     with ThreadPoolExecutor(CONNECTIONS) as pool, _scraped(urls["on"]):
         for number in range(count + 1):
             for name in ("on", "off") if number % 2 else ("off", "on"):
                 end = time.perf_counter() + seconds
-                tasks = [pool.submit(_ask, caller, body, headers, end) for caller in callers[name]]
+                tasks = [pool.submit(_ask, urls[name], body, headers, end) for _ in range(CONNECTIONS)]
                 latencies = [latency for task in tasks for latency in task.result()]
                 if number:
                     blocks[name].append(latencies)
     return blocks
 
 
-def _ask(caller: planted.Caller, body: bytes, headers: dict[str, str], end: float) -> Block:
-    latencies, now = [], time.perf_counter()
+def _ask(url: str, body: bytes, headers: dict[str, str], end: float) -> Block:
+    caller = planted.Caller(url)  # a new one: servers close those that rest for seconds
+    latencies, now = list[float](), time.perf_counter()
     while now < end:
         status, _ = caller.post(planted.INFER, body, headers)
         if status != 200:
