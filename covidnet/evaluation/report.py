@@ -60,6 +60,9 @@ def render(context: ReportContext) -> str:
             calibration.brier(winner.predictions.labels, winner.predictions.probabilities(t))
             for t in (1.0, winner.temperature)
         ],
+        poor=[
+            one.name for one in context.localisations if one.hit_rate <= max(one.centre_hit_rate, one.random_hit_rate)
+        ],
         columns=COLUMNS,
         charts=_charts(context, winner),
         searches=[_search(search, index) for index, search in enumerate(context.searches)],
