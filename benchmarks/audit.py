@@ -55,7 +55,7 @@ def main() -> None:
         path = Path(folder) / "manifest.csv"
         packed.write_manifest(path, manifest(options.scans))
         command = [sys.executable, "-m", "benchmarks.audit", "--run", str(path)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     manifested = json.loads(done.stdout)
     print(f"manifest of {options.scans} scans: {manifested['seconds']:.1f} s, {manifested['gb']:.2f} GB\n")
     print(f"{'scans':>8}{'s':>9}{'ms/scan':>10}{'copies found':>14}{'others':>8}", flush=True)

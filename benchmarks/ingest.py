@@ -1,7 +1,7 @@
 """Ingestion of whole DICOM series beside the bare decoder: time per scan, two workers, memory, growth with scans.
 
     python -m benchmarks.ingest                               # about 15 minutes on two cores
-    python -m benchmarks.ingest --scans 4 12 --decoded 3      # a minute
+    python -m benchmarks.ingest --scans 8 24 --decoded 3      # a minute
     python -m benchmarks.ingest --series /data/ct/NCP/P002
 
 The scans are links to one series, by default the real one beside the repository (133 slices of 512 x 512, JPEG Lossless).
@@ -73,7 +73,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="covidnet-ingest-", dir=options.series.parent) as folder:
             lay_out(options.series, Path(folder) / "raw", count)
             command = [sys.executable, "-m", "benchmarks.ingest", "--run", folder, str(workers)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         runs[name] = run = {"scans": count, "workers": workers, **json.loads(done.stdout.splitlines()[-1])}
         print(f"{count:>6}{workers:>9}{run['seconds'] / count:>9.3f}{run['peak_gb']:>7.2f}", flush=True)
     per_scan = {name: run["seconds"] / run["scans"] for name, run in runs.items()}
