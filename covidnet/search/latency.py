@@ -27,7 +27,7 @@ from torch import Tensor
 from covidnet.errors import UsageError
 from covidnet.inference import engine, selection
 from covidnet.models.covidnet3d import SPACES, Space
-from covidnet.progress import progress
+from covidnet.progress import progress, tell
 from covidnet.search.untrained import network
 
 Size = tuple[int, int, int]
@@ -109,7 +109,9 @@ def cached(
     if path and path.is_file():
         return LatencyTable.load(path, space)
     table = measure(variant, size, channels, device, name, threads)
-    if path:
+    if deviation(table.check) > BUSY:
+        tell("Latencies were measured on a busy machine and are not kept; for better ones stop what else runs here")
+    elif path:
         partial = path.with_suffix(f".{os.getpid()}")
         table.save(partial)
         partial.replace(path)

@@ -110,6 +110,10 @@ def test_operations_are_timed_inside_a_network_once_per_machine(tmp_path, monkey
     monkeypatch.setitem(SPACES, "toy", space)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency, "SECONDS", 0.0)
+    monkeypatch.setattr(latency, "BUSY", 0.0)
+    latency.cached("toy", SIZE, 1, "cpu", "openvino", threads=1)
+    assert not list(tmp_path.rglob("*.json"))  # what a busy machine measured isn't kept
+    monkeypatch.setattr(latency, "BUSY", float("inf"))
     table = latency.cached("toy", SIZE, 1, "cpu", "openvino", threads=1)
     assert table.engine == "openvino (cpu)"
     assert table.fixed_ms > 0
