@@ -113,7 +113,9 @@ def _cost(blocks: dict[str, list[Block]]) -> dict[str, Any]:
     low, high = np.percentile(draws, (2.5, 97.5), axis=0)
     names = ("throughput_lost_percent", "p50_more_ms", "p99_more_ms")
     told = zip(names, figures(pairs), low, high, strict=True)
-    costs = {name: {"value": round(v, 3), "interval": [round(a, 3), round(b, 3)]} for name, v, a, b in told}
+    costs = {
+        name: {"value": round(v, 3), "interval": [round(float(a), 3), round(float(b), 3)]} for name, v, a, b in told
+    }
     servers = {
         name: {
             "requests": sum(map(len, found)),
