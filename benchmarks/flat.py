@@ -1,7 +1,7 @@
 """Are memory and the number of series flat over a million scans? The observer with real answers, then a real server.
 
     python -m benchmarks.flat                          # four minutes, half a GB of disk; writes benchmarks/results
-    python -m benchmarks.flat --scans 20000 --requests 300
+    python -m benchmarks.flat --scans 20000 --requests 1000
 
 The scans pass through all that the server does after the network: metrics, drift, and the store on disk. The requests go
 over HTTP, and a third of them are what a careless or hostile client sends: unknown paths, classes, models and files.
