@@ -29,6 +29,7 @@ MAX_REQUESTS, MAX_CLIENT_REQUESTS = 32, 24
 MAX_BYTES = 2**30
 GRACE_S = 90  # above `rest.DEADLINE_S`; Kubernetes' terminationGracePeriodSeconds has to be above this
 LINGER_S = 1.0  # ports stay open so long at least: who asks meanwhile is refused, where a closed port would cut it off
+FAREWELL_S = 0.3  # after that, connections made a moment before have so long to send what they were made for
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +126,9 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
             await asyncio.gather(gate.empty(), asyncio.sleep(LINGER_S))
     except TimeoutError:
         _log.warning("requests were still in flight after %d s and are cut off", GRACE_S)
+    for server in http.servers:
+        server.close()
+    await asyncio.sleep(FAREWELL_S)
     http.should_exit = True
     await asyncio.gather(grpc.stop(grace=5), serving)
     predictor.observer.close()
