@@ -4,6 +4,8 @@ const FLAGS = {
   "out-of-distribution": "This scan is unlike those that the model was trained on: its answer is not to be relied on.",
   "no-lungs-found": "No two lungs were found in this scan: is it a chest CT? The whole body was analysed.",
 };
+// grey, of which the darkest third is not seen in 3D: in the window for lungs, the air around the patient
+const ANATOMY = { R: [0, 85, 255], G: [0, 85, 255], B: [0, 85, 255], A: [0, 0, 128], I: [0, 85, 255] };
 const MAP_FROM = 64; // of 255: fainter evidence leaves the anatomy as it is
 const $ = (id) => document.getElementById(id);
 const buttons = document.querySelectorAll("button[data-phantom]");
@@ -106,7 +108,7 @@ async function draw(scan, map) {
   if (!viewer) return;
   while (viewer.volumes.length) viewer.removeVolumeByIndex(0);
   const load = (url, name, more) => niivue.NVImage.loadFromUrl({ url, name, ...more });
-  viewer.addVolume(await load(scan, "scan.nii", { colormap: "gray" }));
+  viewer.addVolume(await load(scan, "scan.nii", { colormap: "anatomy" }));
   viewer.addVolume(await load(map, "map.nii", { colormap: "inferno", cal_min: MAP_FROM, cal_max: 255 }));
   const { img, dims } = viewer.volumes[0];
   const grey = img instanceof Uint8Array || !img.some((value) => value < 0); // pictures, without Hounsfield units
@@ -133,6 +135,7 @@ async function open() {
     $("viewer").hidden = true;
     return null;
   }
+  made.addColormap("anatomy", ANATOMY);
   made.setMultiplanarLayout(niivue.MULTIPLANAR_TYPE.GRID);
   made.onLocationChange = (location) => place(turned(location.vox));
   return made;
