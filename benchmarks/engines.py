@@ -76,7 +76,7 @@ def main() -> None:
         for variant in SPACES:
             row = measure(variant, size, options.threads, options.seconds, columns, found["peak_gflops"])
             found["rows"].append(row)
-            cells = " | ".join(f"{row['ms'][name]:22.2f}" for name in columns)
+            cells = " | ".join(f"{row['ms'].get(name, float('nan')):22.2f}" for name in columns)
             print(f"{variant} {row['size']:>14} | {row['floor_ms']:6.2f} | {cells}", flush=True)
     print_ratios(found["rows"], columns)
     out = options.out or Path("benchmarks/results") / ("engines-gpu.json" if gpu else "engines.json")
@@ -102,10 +102,10 @@ def print_ratios(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None
     print(f"\n{'':>16} | {'default / best':>14} | " + " | ".join(f"{name + ' / default':>30}" for name in others))
     for row in rows:
         ms = row["ms"][default]
-        row["ratios"] = {name: round(row["ms"][name] / ms, 2) for name in others}
+        row["ratios"] = {name: round(row["ms"][name] / ms, 2) for name in others if name in row["ms"]}
         row["default_to_best"] = round(ms / min(row["ms"].values()), 3)
         row["default_to_floor"] = round(ms / row["floor_ms"], 2)
-        cells = " | ".join(f"{ratio:29.1f}x" for ratio in row["ratios"].values())
+        cells = " | ".join(f"{row['ratios'].get(name, float('nan')):29.1f}x" for name in others)
         print(f"{row['network']} {row['size']:>14} | {row['default_to_best']:14.2f} | {cells}")
 
 
@@ -132,7 +132,7 @@ def measure(
             name: makers[name]() if name in makers else in_torch(model, device, "compiled" in name, "bf16" in name)
             for name in columns
         }
-        times = take_turns(runs, scan, seconds)
+        times = take_turns(runs_here(runs, scan), scan, seconds)
     return {
         "network": variant,
         "size": "x".join(map(str, size)),
@@ -141,6 +141,21 @@ def measure(
         "ms": {name: round(float(np.median(values)), 3) for name, values in times.items()},
         "runs": min(map(len, times.values())),
     }
+
+
+def runs_here(runs: dict[str, Run], scan: np.ndarray) -> dict[str, Run]:
+    """Those that run at all; torch.compile refuses some networks on some machines, and that is said and left out."""
+    able = {}
+    for name, run in runs.items():
+        try:
+            run(scan)
+        except Exception as error:  # of torch's compiler, which raises what it likes
+            if "compiled" not in name:
+                raise
+            print(f"{name}: {type(error).__name__}, left out")
+        else:
+            able[name] = run
+    return able
 
 
 def plain(path: Path, threads: int) -> Run:
