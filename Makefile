@@ -26,8 +26,11 @@ fuzz: .venv/.ready            ## 10,000 damaged files through the readers, 10,00
 	$(BIN)/python -m benchmarks.fuzz_readers
 	$(BIN)/python -m benchmarks.fuzz_endpoint
 
-bench: .venv/.ready           ## side-by-side benchmarks of this machine
-	for name in depthwise engines predict; do $(BIN)/python -m benchmarks.$$name; done
+BENCHMARKS := depthwise search_step loader ingest audit intervals ood cam engines predict load restarts torchserve \
+  monitoring alerts overhead flat pipeline
+bench: .venv/.ready           ## every benchmark of this machine, two hours, then one table of them; after `make demo`
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
+	$(BIN)/python -m benchmarks
 
 bench-gpu: .venv/.ready       ## the paper's search and retraining at CC-CCII's size; needs a GPU
 	$(BIN)/python -m benchmarks.gpu

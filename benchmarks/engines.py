@@ -170,7 +170,8 @@ def in_torch(model: Classifier, device: str, compiled: bool, bf16: bool) -> Run:
     """The network in torch, from the same uint8 scan to the same outputs, back in the CPU's memory."""
     scale = ScaleInput(1)
     own = copy.deepcopy(model).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    explain = torch.compile(own.explain) if compiled else own.explain
+    torch._dynamo.reset()  # else another network of this size makes it compile for any size
+    explain = torch.compile(own.explain, dynamic=False) if compiled else own.explain
 
     def run(batch: np.ndarray) -> object:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):

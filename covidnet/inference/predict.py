@@ -145,13 +145,14 @@ def _decode_ahead(
 ) -> Iterator[_Group]:
     """Groups of up to ``batch`` scans in their order: the next one, which may still be decoded, and those that are ready.
 
-    Decoding starts at once; never more than `DECODERS` scans are decoded or wait beside those handed out.
+    Decoding starts at once. As many prepared volumes wait as are being decoded, so that a slow scan at the head of the
+    line doesn't idle the other decoders; scans that keep their voxels don't wait, for memory's sake.
     """
 
     def submitted(wanted: int) -> Iterator[tuple[Path, Future[_Decoded]]]:
         return ((path, pool.submit(_decode, path, spec, keep_scan)) for path in islice(paths, wanted))
 
-    ahead = DECODERS + batch - 1
+    ahead = (DECODERS if keep_scan else 2 * DECODERS) + batch - 1
     waiting = deque(submitted(ahead))
 
     def handed_out() -> Iterator[_Group]:
