@@ -1,6 +1,6 @@
 """Accuracy against milliseconds and megabytes: the baselines and the found network of a finished run, in one picture.
 
-    python -m benchmarks.tradeoff results        # a minute; writes benchmarks/results/tradeoff.json and .png
+    python -m benchmarks.tradeoff results        # a minute; benchmarks/results/tradeoff.json, docs/images/tradeoff.png
 
 Accuracy and interval are those of the run's evaluation on its test split; the time is one scan at the run's size in the
 default engine, all cores, the networks taking turns.
@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder with baseline/, retrain/ and evaluate/")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tradeoff.json"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/tradeoff.png"))
     options = parser.parse_args()
     evaluated = json.loads((options.results / "evaluate" / "results.json").read_text())
     rows = measure(trained(options.results), evaluated)
@@ -44,7 +45,7 @@ def main() -> None:
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({**facts(), "rows": rows}, indent=2) + "\n")
-    draw(rows, options.out.with_suffix(".png"))
+    draw(rows, options.picture)
 
 
 def trained(results: Path) -> list[Path]:
@@ -87,15 +88,19 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     for panel, key, label in zip(
         panels, ("ms", "size_mib"), ("ms per scan on this CPU", "MiB of float32"), strict=True
     ):
+        labelled: list[tuple[float, float]] = []
         for row, color in zip(rows, COLORS, strict=False):
             accuracy = 100 * row["accuracy"]
             ends = [100 * abs(end - row["accuracy"]) for end in row["interval"] or (row["accuracy"],) * 2]
             panel.errorbar(row[key], accuracy, yerr=[[ends[0]], [ends[1]]], fmt="o", ms=8, capsize=3, color=color)
             right = row[key] > np.sqrt(min(r[key] for r in rows) * max(r[key] for r in rows))
+            place = (float(np.log10(row[key])), accuracy)
+            crowded = any(abs(place[0] - x) < 0.4 and abs(place[1] - y) < 10 for x, y in labelled)
+            labelled.append(place)
             panel.annotate(
                 f"{row['name']}\n{row[key]:.3g} {'ms' if key == 'ms' else 'MiB'}",
                 (row[key], accuracy),
-                xytext=(-10 if right else 10, 6),
+                xytext=(-10 if right else 10, -26 if crowded else 6),
                 textcoords="offset points",
                 ha="right" if right else "left",
                 fontsize=9,
