@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from covidnet import config, tasks
+from covidnet.cli.options import example
 from covidnet.errors import CovidnetError, UsageError
 from pipelines import covidnet3d, local, picture
 from pipelines.cluster import Cluster
@@ -24,7 +25,7 @@ app = typer.Typer(
 
 
 def _example(*lines: str) -> str:
-    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  $ python -m pipelines {line}" for line in lines)
+    return example(*(f"python -m pipelines {line}" for line in lines))
 
 
 Params = Annotated[Path, typer.Option("--params", help="Configuration file.")]

@@ -59,6 +59,11 @@ class Options:
     gpu: bool = False
 
 
+def serve(options: Options) -> None:
+    """`run`, from where nothing runs yet."""
+    asyncio.run(run(options))
+
+
 async def run(options: Options) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what is in flight, for `GRACE_S` at most.
 

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from covidnet.cli.options import example
+
 app = typer.Typer(name="bundle", no_args_is_help=True, help="Check, sign and package a bundle.")
 
 Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by `covidnet export`.")]
 
 
-@app.command(epilog="[bold]Examples[/]\n\n  $ covidnet bundle verify results/export/bundle --key key.pub.pem")
+@app.command(epilog=example("covidnet bundle verify results/export/bundle --key key.pub.pem"))
 def verify(
     bundle: Folder,
     key: Annotated[Path | None, typer.Option(help="Public key: the signature is checked too.")] = None,
@@ -25,7 +27,7 @@ def verify(
     print(f"{version}  {'verified and signed' if key else 'verified'}")
 
 
-@app.command(epilog="[bold]Examples[/]\n\n  $ covidnet bundle sign results/export/bundle --key key.pem")
+@app.command(epilog=example("covidnet bundle sign results/export/bundle --key key.pem"))
 def sign(bundle: Folder, key: Annotated[Path, typer.Option(help="Private key of an elliptic curve, PEM.")]) -> None:
     """Sign a bundle with a key of your own, offline (OpenSSF model-signing)."""
     from covidnet.export import signing
@@ -35,9 +37,7 @@ def sign(bundle: Folder, key: Annotated[Path, typer.Option(help="Private key of 
     print(f"Signature: {signing.sign(bundle, key)}")
 
 
-@app.command(
-    epilog="[bold]Examples[/]\n\n  $ covidnet bundle modelcar results/export/bundle model-image --shell /bin/busybox"
-)
+@app.command(epilog=example("covidnet bundle modelcar results/export/bundle model-image --shell /bin/busybox"))
 def modelcar(
     bundle: Folder,
     out: Annotated[Path, typer.Argument(help="Folder for the OCI image layout, absent or empty.")],
@@ -53,7 +53,7 @@ def modelcar(
     print(f"{image.write(Bundle.load(bundle), out, shell)}  {out}")
 
 
-@app.command(epilog="[bold]Examples[/]\n\n  $ covidnet bundle sbom > sbom.cdx.json")
+@app.command(epilog=example("covidnet bundle sbom > sbom.cdx.json"))
 def sbom() -> None:
     """Print a CycloneDX bill of materials of the serving packages that are installed here."""
     from covidnet.export.sbom import bill_of_materials

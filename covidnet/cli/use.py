@@ -141,9 +141,9 @@ def bench(
 )
 def serve(
     bundle: Annotated[str, typer.Option(help="Folder written by `covidnet export`, or s3://, https://, … of one.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="REST, upload route and page.")] = 8080,
-    grpc_port: Annotated[int, typer.Option(help="Open Inference Protocol over gRPC.")] = 8081,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a container.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help="REST, upload route, page and metrics.")] = 8080,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Open Inference Protocol over gRPC.")] = 8081,
     tokens: Annotated[Path | None, typer.Option(help="File of clients and the sha256 of their tokens.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
@@ -153,13 +153,17 @@ def serve(
     gpu: Annotated[bool, typer.Option("--gpu", help="Run the network on a CUDA GPU.")] = False,
 ) -> None:
     """Serve a bundle on this machine: page, REST and gRPC, model name `covidnet`."""
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key: expected both or none")
     try:
-        from serving.__main__ import serve as run
+        from serving import server
+        from serving.access import Tls
     except ModuleNotFoundError as error:
         raise UsageError(
             f"covidnet serve needs {error.name}: run it in the repository after `pip install -e '.[serving]'`"
         ) from None
-    run(bundle, host, http_port, grpc_port, tokens, tls_cert, tls_key, behind_gateway, gpu)
+    tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    server.serve(server.Options(bundle, host, http_port, grpc_port, tokens, tls, behind_gateway, gpu))
 
 
 @app.command(epilog=example("covidnet doctor", "covidnet doctor --json"))

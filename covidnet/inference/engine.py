@@ -9,6 +9,8 @@ OpenVINO comes first on CPU: it has a fast depthwise 3D convolution, ONNX Runtim
 context takes to start.
 """
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -171,6 +173,12 @@ def cache_folder(name: str) -> Path | None:
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def cache_file(name: str, facts: Sequence[object]) -> Path | None:
+    """Where JSON that holds for these facts alone is kept in `cache_folder`; other facts have another file."""
+    folder = cache_folder(name)
+    return folder and folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
 
 
 def _require_accepted(bundle: Bundle, precision: Precision) -> None:

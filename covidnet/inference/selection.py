@@ -1,10 +1,10 @@
 """Which engine is fastest for a bundle on this machine: measured once, recorded in the user's cache folder."""
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,9 +34,9 @@ def record(bundle: Bundle, device: Device, precision: Precision, threads: int, t
     """Keep a measurement for `recorded`; does nothing where nothing can be written."""
     path = _path(bundle, device, precision, threads)
     if path is not None:
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(dict(times_ms)) + "\n")
-        partial.replace(path)
+        partly = path.with_suffix(f".{os.getpid()}")
+        partly.write_text(json.dumps(dict(times_ms)) + "\n")
+        partly.replace(path)
 
 
 def measure(
@@ -44,26 +44,44 @@ def measure(
 ) -> dict[str, float]:
     """Time one scan in each engine, taking turns, and record the medians in milliseconds."""
     loaded = {name: engine.open_model(model, device, name, threads, precision) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(1 + RUNS):
-        for name, network in loaded.items():
-            scan = np.zeros((1, 1, *network.size), np.uint8)
-            started = time.perf_counter()
-            network.run(scan)
-            times[name].append((time.perf_counter() - started) * 1e3)
-    medians = {name: float(np.median(values[1:])) for name, values in times.items()}
+    runs: dict[str, Callable[[], object]] = {
+        name: partial(network.run, np.zeros((1, 1, *network.size), np.uint8)) for name, network in loaded.items()
+    }
+    medians = {name: float(np.median(times)) for name, times in take_turns(runs, warm_up=1, rounds=RUNS).items()}
     record(bundle, device, precision, threads, medians)
     return medians
 
 
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], *, warm_up: int, rounds: int, seconds: float = 0.0
+) -> dict[str, list[float]]:
+    """Milliseconds of each run, in turns, so that a busy moment of the machine hits all of them alike.
+
+    Args:
+        runs: by name.
+        warm_up: rounds that don't count.
+        rounds: those that count, at least.
+        seconds: of running after the warm-up, at least, of all together.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(warm_up):
+        for run in runs.values():
+            run()
+    done, begun = 0, time.perf_counter()
+    while done < rounds or time.perf_counter() - begun < seconds:
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - started) * 1e3)
+        done += 1
+    return times
+
+
 def _path(bundle: Bundle, device: Device, precision: Precision, threads: int) -> Path | None:
     """The record's file: another bundle, processor, thread count or engine version has another one."""
-    folder = engine.cache_folder("engines")
-    if folder is None:
-        return None
     kind = "gpu" if device == "gpu" else "cpu"
     facts = [bundle.version, kind, precision, threads, len(os.sched_getaffinity(0)), processor(), versions()]
-    return folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    return engine.cache_file("engines", facts)
 
 
 def versions() -> dict[str, str]:

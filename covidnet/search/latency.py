@@ -10,11 +10,9 @@ An operation is measured where it will run: in a whole network whose other layer
 of identities alone, the two taking turns.
 """
 
-import hashlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -104,8 +102,7 @@ def cached(
     space = SPACES[variant]
     facts = [repr(space), size, channels, device, name, threads]
     facts += [selection.processor(), len(os.sched_getaffinity(0)), selection.versions()]
-    folder = engine.cache_folder("latency")
-    path = folder and folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    path = engine.cache_file("latency", facts)
     if path and path.is_file():
         return LatencyTable.load(path, space)
     table = measure(variant, size, channels, device, name, threads)
@@ -168,10 +165,11 @@ def measure(
 
         def extra_ms(path: Sequence[int]) -> float:
             """Milliseconds that an architecture takes beyond that of identities."""
-            base, other = take_turns([_run(empty), _run(load(path))])
-            empties.extend(base)
+            runs = {"empty": _run(empty), "other": _run(load(path))}
+            times = selection.take_turns(runs, warm_up=3, rounds=ROUNDS, seconds=SECONDS * len(runs))
+            empties.extend(times["empty"])
             advance()
-            return min(other) - min(base)  # the fastest run is the one that nothing disturbed
+            return min(times["other"]) - min(times["empty"])  # the fastest run is the one that nothing disturbed
 
         for layer, i in wanted:
             full = space.layers(list(nothing))
@@ -192,21 +190,6 @@ def measure(
         (round(table.of(path), 4), round(fixed_ms + extra, 4)) for path, extra in zip(random, extras, strict=True)
     )
     return replace(table, check=pairs)
-
-
-def take_turns(runs: Sequence[Run], seconds: float = SECONDS) -> list[list[float]]:
-    """Milliseconds of each run, in turns, so that a busy moment of the machine hits all of them alike."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(3):
-        for run in runs:
-            run()
-    begun = time.perf_counter()
-    while len(times[0]) < ROUNDS or time.perf_counter() - begun < seconds * len(runs):
-        for run, found in zip(runs, times, strict=True):
-            started = time.perf_counter()
-            run()
-            found.append((time.perf_counter() - started) * 1e3)
-    return times
 
 
 def deviation(check: Iterable[tuple[float, float]]) -> float:

@@ -53,6 +53,10 @@ class Audit:
     shortcuts: tuple[Shortcut, ...] = ()
     near: tuple[Pair, ...] = ()
 
+    def stopping(self, allow: Sequence[str]) -> list[Finding]:
+        """Leaks of which ``allow`` (`data.allow`) doesn't name the kind."""
+        return leaks.stopping(self.findings, allow)
+
     @property
     def leaks(self) -> bool:
         return any(finding.leak for finding in self.findings)
@@ -160,7 +164,7 @@ def require_clean(folder: Path, allow: Sequence[str]) -> None:
         findings = None
     if findings is None:
         findings = list(audit_packed(folder).findings)
-    stopping = [finding for finding in findings if finding.leak and finding.kind not in allow]
+    stopping = leaks.stopping(findings, allow)
     if stopping:
         kinds = ", ".join(sorted({finding.kind for finding in stopping} | set(allow)))
         listing = "\n".join(f"  {finding.kind}: {finding.message}" for finding in stopping)

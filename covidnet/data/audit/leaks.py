@@ -22,6 +22,11 @@ class Finding:
     message: str
 
 
+def stopping(findings: Iterable[Finding], allow: Sequence[str]) -> list[Finding]:
+    """Leaks of which `data.allow` doesn't name the kind: the stages stop for them."""
+    return [finding for finding in findings if finding.leak and finding.kind not in allow]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A scan as the audit sees it: ``content`` is a hash of its voxels, or its file list for split files."""
