@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -294,8 +294,7 @@ def _start(site: Site, bundles: dict[str, Path], folder: Path, stack: ExitStack)
         site.faults.append(faults)
 
 
-@contextmanager
-def _webhook(heard: Heard) -> Iterator[str]:
+def _webhook(heard: Heard) -> AbstractContextManager[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:  # the name is the library's
             heard.take(json.loads(self.rfile.read(int(self.headers["content-length"]))))
@@ -305,14 +304,7 @@ def _webhook(heard: Heard) -> Iterator[str]:
         def log_message(self, format: str, *arguments: Any) -> None:
             """The table has it all."""
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.server_port}"
-    finally:
-        listening.shutdown()
-        listening.server_close()
+    return local.answering(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
 
 
 def _waits() -> dict[str, str]:

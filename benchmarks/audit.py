@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.headlines import judge
 from benchmarks.machine import facts
 from covidnet.data import packed
 from covidnet.data.audit import Entry, audit
@@ -31,13 +32,6 @@ from covidnet.folder import peak_memory_mib
 RESULT = Path(__file__).parent / "results" / "audit.json"
 LABELS = ("NCP", "CP", "Normal")
 COPIES = 0.01  # share of scans that are a copy of another
-TARGETS = {
-    "manifest, s": (0.0, 60.0),
-    "manifest, GB": (0.0, 4.0),
-    "exponent of near duplicates": (0.0, 1.8),
-    "copies found": (0.95, 1.0),
-    "others found, per scan": (0.0, 0.001),
-}
 
 
 def main() -> None:
@@ -74,11 +68,8 @@ def main() -> None:
         "others found, per scan": max(search["others"] / search["scans"] for search in searches),
     }
     print()
-    missed = [name for name, (low, high) in TARGETS.items() if not low <= ratios[name] <= high]
-    for name, (low, high) in TARGETS.items():
-        bound = f"at least {low:g}" if low else f"at most {high:g}"
-        print(f"{name:<28}{ratios[name]:>9.4g}   target: {bound}{'   MISSED' if name in missed else ''}")
     result: dict[str, Any] = {"scans": options.scans, "manifest": manifested, "near": searches, "ratios": ratios}
+    missed = judge("audit", result)
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps({**result, **facts()}, indent=2) + "\n")
     sys.exit(bool(missed))

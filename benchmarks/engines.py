@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 
 from benchmarks.machine import facts
 from covidnet.export.onnx import export
+from covidnet.inference import selection
 from covidnet.inference.engine import open_model
 from covidnet.models.blocks import Classifier, ScaleInput
 from covidnet.models.cost import count
@@ -40,7 +42,7 @@ COLUMNS = {  # by device; the first is what `covidnet predict` takes
     "cpu": ("OpenVINO", "ONNX Runtime", "ONNX Runtime, planes", "torch eager", "torch compiled"),
     "gpu": ("ONNX Runtime, CUDA", "ONNX Runtime, TensorRT", "torch eager", "torch compiled", "torch compiled, bf16"),
 }
-ROUNDS = 9  # at least; the first two warm up
+WARM_UP, ROUNDS = 2, 7  # compiling doesn't count; at least
 Run = Callable[[np.ndarray], object]
 
 
@@ -182,18 +184,10 @@ def in_torch(model: Classifier, device: str, compiled: bool, bf16: bool) -> Run:
 
 
 def take_turns(runs: dict[str, Run], scan: np.ndarray, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each run, until the time is spent and at least `ROUNDS` rounds are done."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    rounds, begun = 0, time.perf_counter()
-    while rounds < ROUNDS or time.perf_counter() - begun < seconds:
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run(scan)
-            times[name].append((time.perf_counter() - started) * 1e3)
-        if rounds == 1:  # compiling and warming up don't count
-            begun = time.perf_counter()
-        rounds += 1
-    return {name: values[2:] for name, values in times.items()}
+    """Milliseconds of each run on a scan, until the time is spent."""
+    return selection.take_turns(
+        {name: partial(run, scan) for name, run in runs.items()}, warm_up=WARM_UP, rounds=ROUNDS, seconds=seconds
+    )
 
 
 def peak_flops(device: str = "cpu") -> float:

@@ -30,6 +30,7 @@ from pydicom import dcmread
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 
+from benchmarks.headlines import judge
 from benchmarks.machine import facts
 from covidnet.config import parse
 from covidnet.data import ingest
@@ -38,13 +39,6 @@ from covidnet.data.sources import jpeg_lossless
 SERIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "covid-ct-md" / "dicom" / "P002"
 RESULT = Path(__file__).parent / "results" / "ingest.json"
 CLASSES = ("NCP", "Normal")
-TARGETS = {
-    "one worker / bare decoder": (0.0, 1.3),
-    "one worker / two": (1.7, float("inf")),
-    "peak memory, GB": (0.0, 1.5),
-    "memory, many / few scans": (0.0, 1.1),
-    "time per scan, many / few": (0.0, 1.1),
-}
 
 
 def main() -> None:
@@ -85,10 +79,6 @@ def main() -> None:
         "time per scan, many / few": per_scan["many"] / per_scan["two"],
     }
     print()
-    missed = [name for name, (low, high) in TARGETS.items() if not low <= ratios[name] <= high]
-    for name, (low, high) in TARGETS.items():
-        bound = f"at most {high:g}" if low == 0 else f"at least {low:g}"
-        print(f"{name:<28}{ratios[name]:>8.2f}   target: {bound}{'   MISSED' if name in missed else ''}")
     result: dict[str, Any] = {
         "bare_decoder_s": bare_s,
         "default_decoder_s": default_s,
@@ -96,6 +86,7 @@ def main() -> None:
         "ratios": ratios,
         **facts(),
     }
+    missed = judge("ingest", result)
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(bool(missed))

@@ -32,6 +32,7 @@ import psutil
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from benchmarks.fuzz_readers import saved, slice_of
+from benchmarks.headlines import judge
 from benchmarks.servers import HOST, ROOT, Target, add_bundle_option, endpoint, opened, served
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
@@ -44,16 +45,6 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 CALLERS = 16
 BATCHES = (1, 2, 4, 8)
 WARM_UP = 0.1  # share of the load's time before memory is compared
-TARGETS = {
-    "grpc_overhead_ms": 5.0,
-    "upload_s": 3.0,
-    "upload_share_of_reading": 0.8,
-    "errors": 0,
-    "p99_to_p50": 4.0,
-    "memory_growth": 0.05,
-    "throughput_to_engine": 0.9,
-}
-AT_LEAST = ("upload_share_of_reading", "throughput_to_engine")  # the others: at most
 
 
 def main() -> None:
@@ -69,14 +60,15 @@ def main() -> None:
     options = parser.parse_args()
     with opened(options.bundle) as bundle, tempfile.TemporaryDirectory(prefix="covidnet-load-") as work:
         found = measure(bundle, Path(work), options)
-        missed = report(found)
+        missed = judge("load", found)
+        print(json.dumps(found))
         options.out.parent.mkdir(exist_ok=True)
         options.out.write_text(json.dumps({**served(bundle), **found, "missed": missed}, indent=2) + "\n")
     sys.exit(bool(missed))
 
 
 def measure(bundle: Bundle, work: Path, options: Namespace) -> dict[str, Any]:
-    """All figures; those with a target have its name."""
+    """All figures."""
     series = zipped(options.series, work / "series.zip")
     network = engine.load(bundle, "cpu")
     content = message(bundle.preprocess["size"])
@@ -95,19 +87,6 @@ def measure(bundle: Bundle, work: Path, options: Namespace) -> dict[str, Any]:
         "throughput_to_engine": round(load["scans_per_s"] / alone, 3),
         "minutes": options.minutes,
     }
-
-
-def report(found: dict[str, Any]) -> list[str]:
-    """Print each target beside what was found; the names of those missed."""
-    missed = []
-    print(f"{'':>24} | {'target':>9} | {'found':>8}")
-    for name, target in TARGETS.items():
-        least = name in AT_LEAST
-        met = found[name] >= target if least else found[name] <= target
-        missed += [] if met else [name]
-        print(f"{name:>24} | {'>=' if least else '<='} {target:>6} | {found[name]:>8} {'' if met else ' missed'}")
-    print(json.dumps({name: value for name, value in found.items() if name not in TARGETS}))
-    return missed
 
 
 def message(size: Sequence[int]) -> bytes:

@@ -12,11 +12,9 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +63,8 @@ def _measure(
 ) -> dict[str, list[Block]]:
     """Latencies of each block, by server; the first pair warms up and isn't kept."""
     blocks: dict[str, list[Block]] = {name: [] for name in urls}
-    with ThreadPoolExecutor(CONNECTIONS) as pool, _scraped(urls["on"]):
+    scraped = local.every(SCRAPE_S, lambda: local.get(f"{urls['on']}/metrics"))
+    with ThreadPoolExecutor(CONNECTIONS) as pool, scraped:
         for number in range(count + 1):
             for name in ("on", "off") if number % 2 else ("off", "on"):
                 end = time.perf_counter() + seconds
@@ -86,23 +85,6 @@ def _ask(url: str, body: bytes, headers: dict[str, str], end: float) -> Block:
         before, now = now, time.perf_counter()
         latencies.append(now - before)
     return latencies
-
-
-@contextmanager
-def _scraped(url: str) -> Iterator[None]:
-    stop = threading.Event()
-
-    def scrape() -> None:
-        while not stop.wait(SCRAPE_S):
-            local.get(f"{url}/metrics")
-
-    thread = threading.Thread(target=scrape, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _cost(blocks: dict[str, list[Block]]) -> dict[str, Any]:

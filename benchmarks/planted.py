@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from covidnet.data.preprocess import Spec
 from covidnet.evaluation import novelty
 from covidnet.evaluation.calibration import energy
-from covidnet.export import bundle, onnx, reference
+from covidnet.export import reference
+from covidnet.export.bundle import REFERENCE, Calibration
+from covidnet.export.pack import pack
 from covidnet.export.reference import Reference
 from covidnet.inference import engine
 from covidnet.models.blocks import Classifier, ScaleInput
@@ -58,25 +58,17 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     scans, truth = volumes(known, seed=0, size=size)
-    model = network or _network(scans, truth)
-    genotype = {"name": "planted", "classes": list(CLASSES), "channels": 1, "size": list(size)}
-    preprocess = Spec(size=size).to_dict()
-    metadata = bundle.metadata(CLASSES, preprocess, genotype, 1.0)
-    onnx.export(model, folder / "model.onnx", size=size, channels=1, temperature=1.0, metadata=metadata)
-    save_file(model.state_dict(), folder / "weights.safetensors")
     half = known // 2
-    written = bundle.write(
+    return pack(
+        network or _network(scans, truth),
         folder / "bundle",
-        model=folder / "model.onnx",
-        weights=folder / "weights.safetensors",
-        genotype=genotype,
-        preprocess=preprocess,
+        size=size,
         labels=CLASSES,
-        calibration=bundle.Calibration(1.0, novelty.fit(scans[:half], scans[half:], false_alarm_rate=0.05)),
+        genotype={"name": "planted", "classes": list(CLASSES), "channels": 1, "size": list(size)},
+        calibration=Calibration(1.0, novelty.fit(scans[:half], scans[half:], false_alarm_rate=0.05)),
         card=card,
-        extras={"reference.json": _reference(folder / "model.onnx", scans).to_json()},
-    )
-    return written.path
+        extras=lambda model: {REFERENCE: _reference(model, scans).to_json()},
+    ).path
 
 
 def request(scans: np.ndarray) -> tuple[bytes, dict[str, str]]:

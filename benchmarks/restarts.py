@@ -30,10 +30,11 @@ import grpc
 import numpy as np
 
 from benchmarks.load import METHOD, message
-from benchmarks.servers import HOST, ROOT, STOP_S, Target, endpoint, free_ports, served, untrained
+from benchmarks.servers import HOST, ROOT, STOP_S, Target, endpoint, served, untrained
 from benchmarks.torchserve import request
 from covidnet.export.bundle import Bundle
 from covidnet.inference import bench
+from serving.monitoring.local import free_ports
 
 RESULTS = ROOT / "benchmarks" / "results" / "restarts.json"
 SIZE = (16, 64, 64)  # (D, H, W): a small network, for many requests at once

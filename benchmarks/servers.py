@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from covidnet.export import bundle as bundles
 from covidnet.export import torchserve
-from covidnet.export.bundle import Bundle
+from covidnet.export.bundle import Bundle, Calibration
+from serving.monitoring.local import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -78,30 +77,22 @@ def opened(path: Path | None) -> Iterator[Bundle]:
 def untrained(folder: Path, size: tuple[int, int, int] = SIZE) -> Bundle:
     """A bundle of the paper's S space with the middle operation in every block: as fast as a trained one."""
     import torch
-    from safetensors.torch import save_file
 
-    from covidnet.data.preprocess import Spec
     from covidnet.evaluation.novelty import FEATURES, Detector
-    from covidnet.export import onnx
+    from covidnet.export.pack import pack
     from covidnet.models.catalogue import REFERENCE
     from covidnet.models.covidnet3d import SPACES, Genotype, build
 
     torch.manual_seed(0)
     blocks = tuple((REFERENCE,) * count for count in SPACES["S"].blocks)
     genotype = Genotype("S", LABELS, 1, size, blocks)
-    model = build(genotype).eval()
-    preprocess = Spec(size=size).to_dict()
-    metadata = bundles.metadata(LABELS, preprocess, genotype.to_dict(), 1.0)
-    onnx.export(model, folder / "model.onnx", size=size, channels=1, temperature=1.0, metadata=metadata)
-    save_file(model.state_dict(), folder / "weights.safetensors")
-    return bundles.write(
+    return pack(
+        build(genotype).eval(),
         folder / "bundle",
-        model=folder / "model.onnx",
-        weights=folder / "weights.safetensors",
-        genotype=genotype.to_dict(),
-        preprocess=preprocess,
+        size=size,
         labels=LABELS,
-        calibration=bundles.Calibration(1.0, Detector(np.zeros(FEATURES), np.eye(FEATURES), 1e9, 0.05)),
+        genotype=genotype.to_dict(),
+        calibration=Calibration(1.0, Detector(np.zeros(FEATURES), np.eye(FEATURES), 1e9, 0.05)),
         card="# Untrained, for benchmarks\n",
     )
 
@@ -180,15 +171,6 @@ def wait(target: Target, path: str, also: Callable[[], bool] = lambda: True) -> 
                 return
         time.sleep(0.1)
     raise TimeoutError(f"expected the server on port {target.port} to be ready within {START_S} s")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    listeners = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 def served(bundle: Bundle) -> dict[str, Any]:

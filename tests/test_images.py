@@ -6,7 +6,6 @@ The engine is the test's own: its socket, data and processes live in a temporary
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import toy_bundle
 
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
+from serving.monitoring.local import free_ports
 
 pytestmark = [
     pytest.mark.slow,
@@ -146,7 +146,7 @@ class TestImages:
         bundle = toy_bundle.write(tmp_path)
         for path in (tmp_path, bundle.path):
             path.chmod(0o755)
-        http, grpc = _free_port(), _free_port()
+        http, grpc = free_ports(2)
         ports = ["--host=127.0.0.1", f"--http-port={http}", f"--grpc-port={grpc}"]
         docker(
             *("run", "--detach", "--name=served", "--network=host", *CONFINED[1:], f"-v={bundle.path}:/mnt/models:ro"),
@@ -166,9 +166,3 @@ class TestImages:
         assert list(answer["predictions"][0]["probabilities"].values()) == pytest.approx(expected, abs=1e-6)
         docker("stop", "--time=30", "served")
         assert docker("inspect", "-f", "{{.State.ExitCode}}", "served") == "0"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

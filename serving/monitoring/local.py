@@ -19,7 +19,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from http.server import HTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +47,7 @@ def server(
         folder: for its log and state.
         program: Python's arguments before the server's own.
     """
-    http_port, grpc_port = free_port(), free_port()
+    http_port, grpc_port = free_ports(2)
     arguments = ["--bundle", str(bundle), "--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     environment = {**os.environ, "COVIDNET_STATE": str(folder / "state")}
     with _running([sys.executable, *program, *arguments], folder / "server.log", environment) as process:
@@ -66,7 +68,7 @@ def prometheus(
         alertmanager: its address.
         faster: the rules' durations are divided by it, so that an hour passes in a test.
     """
-    port = free_port()
+    [port] = free_ports(1)
     rules = yaml.safe_load(RULES.read_text())["spec"]
     (folder / "rules.yaml").write_text(_faster(yaml.safe_dump(rules), faster))
     interval = "1s" if faster > 1 else "5s"
@@ -92,7 +94,7 @@ def prometheus(
 @contextmanager
 def alertmanager(folder: Path, webhook: str) -> Iterator[str]:
     """Alertmanager, which tells every alert to a webhook; yields its address."""
-    port = free_port()
+    [port] = free_ports(1)
     wait = {"group_wait": "1s", "group_interval": "5s", "repeat_interval": "4h", "group_by": ["alertname", "job"]}
     receivers = [{"name": "webhook", "webhook_configs": [{"url": webhook}]}]
     config = {"route": {"receiver": "webhook", **wait}, "receivers": receivers}
@@ -108,7 +110,13 @@ def alertmanager(folder: Path, webhook: str) -> Iterator[str]:
 @contextmanager
 def webhook(folder: Path) -> Iterator[str]:
     """The receiver of alerts, which records and runs nothing; yields its address."""
-    listening = retraining.server(Retraining(None, folder / "retraining.jsonl"), 0)
+    with answering(retraining.server(Retraining(None, folder / "retraining.jsonl"), 0)) as url:
+        yield url
+
+
+@contextmanager
+def answering(listening: HTTPServer) -> Iterator[str]:
+    """Serve from a thread; yields the address."""
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
     try:
@@ -119,21 +127,30 @@ def webhook(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-@contextmanager
-def load(url: str, pause_s: float = 1.0) -> Iterator[None]:
+def load(url: str, pause_s: float = 1.0) -> AbstractContextManager[None]:
     """Synthetic scans of all classes, one after the other, in a thread."""
-    stop = threading.Event()
+    numbers = count(1)
 
     def ask() -> None:
-        number = 0
-        while not stop.wait(pause_s):
-            label = ("NCP", "CP", "Normal")[number % 3]
-            answer = post(f"{url}/v1/phantoms/{label}", b"")
-            number += 1
-            if answer is not None and number % 2:  # a radiologist reads every other scan
-                tell(url, answer, label)
+        number = next(numbers)
+        label = ("NCP", "CP", "Normal")[(number - 1) % 3]
+        answer = post(f"{url}/v1/phantoms/{label}", b"")
+        if answer is not None and number % 2:  # a radiologist reads every other scan
+            tell(url, answer, label)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    return every(pause_s, ask)
+
+
+@contextmanager
+def every(pause_s: float, work: Callable[[], object]) -> Iterator[None]:
+    """Do something again and again in a thread, with a pause before each time."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(pause_s):
+            work()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
@@ -182,11 +199,11 @@ def wait_for(true: Callable[[], bool], what: str, process: "subprocess.Popen[byt
     raise CovidnetError(f"{what} did not get ready within a minute, or ended")
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from rendered_manifests import FOLDERS, OVERLAYS, Object, Rendered, of_kind, pod
 from covidnet.export import torchserve
 from serving import server
 from serving.__main__ import app
+from serving.monitoring.local import free_ports
 
 SELECTED = {
     "serving.kserve.io/inferenceservice": "covidnet"
@@ -202,10 +202,7 @@ def test_overlays_share_all_but_how_they_serve(rendered: Rendered) -> None:
 @pytest.fixture(scope="module")
 def running(rendered: Rendered, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real server with the runtime's own arguments, but its bundle, and ports of loopback that are free."""
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            ports.append(str(listener.getsockname()[1]))
+    ports = [str(port) for port in free_ports(2)]
     folder = tmp_path_factory.mktemp("served")
     replaced = {"/mnt/models": str(toy_bundle.write(folder).path), "8080": ports[0], "8081": ports[1]}
     given = [replaced.get(argument, argument) for argument in arguments(rendered["overlays/standard"])]

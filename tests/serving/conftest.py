@@ -17,15 +17,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from toy_volumes import SIZE, volumes
 
-from covidnet.data.preprocess import Spec
 from covidnet.data.scan import Scan
 from covidnet.data.sources import phantom
 from covidnet.evaluation.calibration import energy
 from covidnet.evaluation.novelty import FEATURES, Detector
-from covidnet.export import bundle as bundles
-from covidnet.export import onnx, reference
+from covidnet.export import reference
+from covidnet.export.bundle import REFERENCE, Calibration
 from covidnet.export.reference import Reference
 from covidnet.inference import engine
+from serving.monitoring.local import free_ports
 
 LABELS = ("NCP", "CP", "Normal")
 
@@ -82,9 +82,9 @@ def _reference(model: Path, ordinary: np.ndarray) -> Reference:
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle as `covidnet export` writes it, of a network with two convolutions."""
     import torch
-    from safetensors.torch import save_file
     from torch import nn
 
+    from covidnet.export.pack import pack
     from covidnet.models.blocks import Classifier
 
     torch.manual_seed(0)
@@ -94,24 +94,16 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Classifier(features, nn.Linear(16, len(LABELS))).eval()
     with torch.no_grad():
         model.head.weight *= 20  # so that different scans get different answers
-    work = tmp_path_factory.mktemp("bundle")
-    genotype = {"name": "tiny", "classes": list(LABELS), "channels": 1, "size": list(SIZE)}
-    preprocess = Spec(size=SIZE).to_dict()
-    metadata = bundles.metadata(LABELS, preprocess, genotype, 1.5)
-    onnx.export(model, work / "model.onnx", size=SIZE, channels=1, temperature=1.5, metadata=metadata)
-    save_file(model.state_dict(), work / "weights.safetensors")
-    bundles.write(
-        work / "bundle",
-        model=work / "model.onnx",
-        weights=work / "weights.safetensors",
-        genotype=genotype,
-        preprocess=preprocess,
+    return pack(
+        model,
+        tmp_path_factory.mktemp("bundle") / "bundle",
+        size=SIZE,
         labels=LABELS,
-        calibration=bundles.Calibration(1.5, Detector(np.zeros(FEATURES), np.eye(FEATURES), 1e-6, 0.05)),  # flags all
+        genotype={"name": "tiny", "classes": list(LABELS), "channels": 1, "size": list(SIZE)},
+        calibration=Calibration(1.5, Detector(np.zeros(FEATURES), np.eye(FEATURES), 1e-6, 0.05)),  # flags all
         card="# Tiny\n",
-        extras={"reference.json": _reference(work / "model.onnx", volumes(240, seed=0)).to_json()},
-    )
-    return work / "bundle"
+        extras=lambda model: {REFERENCE: _reference(model, volumes(240, seed=0)).to_json()},
+    ).path
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +114,7 @@ def start(
     started: list[Server] = []
 
     def start_one(*options: str, state: Path | None = None) -> Server:
-        http_port, grpc_port = _free_port(), _free_port()
+        http_port, grpc_port = free_ports(2)
         log = tmp_path_factory.mktemp("server") / "log.txt"
         arguments = ["--http-port", str(http_port), "--grpc-port", str(grpc_port), *options]
         if "--bundle" not in options:
@@ -169,12 +161,6 @@ def nifti(scan: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
     nibabel.save(image, path)
     return path
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _wait_until_ready(server: Server) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +15,10 @@ import httpx
 import numpy as np
 import pytest
 
-from covidnet.data.preprocess import Spec
 from covidnet.evaluation.novelty import FEATURES, Detector
-from covidnet.export import bundle as bundles
-from covidnet.export import onnx, torchserve
-from covidnet.export.bundle import Bundle
+from covidnet.export import torchserve
+from covidnet.export.bundle import Bundle, Calibration
+from serving.monitoring.local import free_ports
 
 CLASSES = ("NCP", "CP", "Normal")
 SIZE = (16, 64, 64)
@@ -31,8 +29,8 @@ TEMPERATURE = 1.5
 def found_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A network of space S with two MBConv blocks, its statistics those of a trained one."""
     import torch
-    from safetensors.torch import save_file
 
+    from covidnet.export.pack import pack
     from covidnet.models import covidnet3d
 
     blocks = [["Identity"] * n for n in covidnet3d.SPACES["S"].blocks]
@@ -46,19 +44,13 @@ def found_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     with torch.no_grad():
         model.head.weight *= 30  # so that different scans get different answers
-    work = tmp_path_factory.mktemp("found")
-    preprocess = Spec(size=SIZE).to_dict()
-    metadata = bundles.metadata(CLASSES, preprocess, genotype.to_dict(), TEMPERATURE)
-    onnx.export(model, work / "model.onnx", size=SIZE, channels=1, temperature=TEMPERATURE, metadata=metadata)
-    save_file(model.state_dict(), work / "weights.safetensors")
-    return bundles.write(
-        work / "bundle",
-        model=work / "model.onnx",
-        weights=work / "weights.safetensors",
-        genotype=genotype.to_dict(),
-        preprocess=preprocess,
+    return pack(
+        model,
+        tmp_path_factory.mktemp("found") / "bundle",
+        size=SIZE,
         labels=CLASSES,
-        calibration=bundles.Calibration(TEMPERATURE, Detector(np.zeros(FEATURES), np.eye(FEATURES), 500.0, 0.05)),
+        genotype=genotype.to_dict(),
+        calibration=Calibration(TEMPERATURE, Detector(np.zeros(FEATURES), np.eye(FEATURES), 500.0, 0.05)),
         card="# Found\n",
     )
 
@@ -95,7 +87,7 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     work = Path("/tmp") / f"ts-{os.getpid()}"  # a socket in it, whose path must stay under 108 characters
     work.mkdir()
     names = ("INFERENCE_ADDRESS", "MANAGEMENT_ADDRESS", "METRICS_ADDRESS")
-    ports = _free_ports(6)
+    ports = free_ports(6)
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         **{f"TS_{name}": f"http://127.0.0.1:{port}" for name, port in zip(names, ports, strict=False)},
@@ -141,11 +133,3 @@ def _ready(process: subprocess.Popen[bytes], addresses: list[str], keys: Path, l
             pass
         time.sleep(0.1)
     pytest.fail(f"TorchServe isn't ready:\n{log.read_text()[-5000:]}")
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
