@@ -11,6 +11,7 @@ def register(
     data_revision: str,
     code: str,
     run_id: str,
+    run_name: str,
     evaluation: dsl.Input[dsl.Artifact],
     bundle: dsl.Input[dsl.Model],
     summary: dsl.Output[dsl.Markdown],
@@ -22,6 +23,7 @@ def register(
         data_revision: Digest of the raw scans.
         code: Digest of the code.
         run_id: Of this run.
+        run_name: Of this run.
         evaluation: From evaluate.
         bundle: From export.
         summary: Name and version in the registry.
@@ -31,8 +33,8 @@ def register(
 
     from covidnet import config, stages
 
-    lineage = {"data_revision": data_revision, "code": code, "kfp_run_id": run_id}
+    lineage, run = {"data_revision": data_revision, "code": code}, {"id": run_id, "name": run_name}
     settings, uri = config.parse(json.loads(params)), bundle.uri.replace("minio://", "s3://", 1) + "/bundle"
-    done = stages.register(settings, Path(evaluation.path), Path(bundle.path) / "bundle", uri, lineage)
+    done = stages.register(settings, Path(evaluation.path), Path(bundle.path) / "bundle", uri, lineage, run)
     print(done)
     Path(summary.path).write_text(done + "\n")

@@ -225,7 +225,9 @@ class Deploy(Section):
     max_latency_ratio: float = Field(2.0, gt=0, description="95th percentile beside that of the service")
     ready_timeout_s: float = Field(900.0, gt=0, description="until a bundle is loaded, or traffic has moved")
     force: bool = Field(False, description="take fields over that somebody else applied")
-    registry: str | None = Field(None, description="address of a Kubeflow Model Registry; null registers nowhere")
+    registry: str | None = Field(
+        None, pattern="^https?://", description="address of a Kubeflow Model Registry; null registers nowhere"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Deploy":

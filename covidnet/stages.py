@@ -228,13 +228,15 @@ def release(config: Config, dataset: Path, passed: bool) -> "Findings":
     return run.release(config.deploy, dataset, passed)
 
 
-def register(config: Config, evaluated: Path, bundle: Path, uri: str, lineage: dict[str, str]) -> str:
+def register(
+    config: Config, evaluated: Path, bundle: Path, uri: str, lineage: dict[str, str], run: dict[str, str]
+) -> str:
     """Register a bundle in the Model Registry; says as what."""
     from covidnet.deploy import registry
 
     if config.deploy.registry is None:
         raise UsageError("deploy.registry: expected the address of a Model Registry, found null")
-    return registry.register(config.deploy.registry, evaluated, bundle, uri, lineage)
+    return registry.register(config.deploy.registry, evaluated, bundle, uri, lineage, run)
 
 
 def _train(

@@ -103,6 +103,7 @@ def stages(cluster: Cluster) -> BaseComponent:
                     data_revision=data_revision,
                     code=code,
                     run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                    run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
                     evaluation=evaluation,
                     bundle=bundle,
                 )

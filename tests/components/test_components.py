@@ -216,18 +216,21 @@ def test_the_cluster_loads_the_bundle_from_where_kubeflow_keeps_it(tmp_path, mon
 
 def test_a_bundle_is_registered_with_where_it_comes_from(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("covidnet.stages.register", lambda *a: seen.update(lineage=a[-1], uri=a[-2]) or "done")
+    monkeypatch.setattr("covidnet.stages.register", lambda *a: seen.update(told=a[-3:]) or "done")
     register.register.python_func(
         params="{}",
         data_revision="d1",
         code="c1",
         run_id="r1",
+        run_name="nightly-1",
         evaluation=artifact(dsl.Artifact, tmp_path / "evaluation"),
         bundle=dsl.Model(name="bundle", uri="s3://models/bundle", metadata={}),
         summary=artifact(dsl.Markdown, tmp_path / "summary"),
     )
-    assert seen["lineage"] == {"data_revision": "d1", "code": "c1", "kfp_run_id": "r1"}
-    assert seen["uri"] == "s3://models/bundle/bundle"
+    uri, lineage, run = seen["told"]
+    assert uri == "s3://models/bundle/bundle"
+    assert lineage == {"data_revision": "d1", "code": "c1"}
+    assert run == {"id": "r1", "name": "nightly-1"}
 
 
 @pytest.mark.parametrize(
