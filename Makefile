@@ -32,8 +32,9 @@ bench: .venv/.ready           ## every benchmark of this machine, two hours, the
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 	$(BIN)/python -m benchmarks
 
-bench-gpu: .venv/.ready       ## the paper's search and retraining at CC-CCII's size; needs a GPU
+bench-gpu: .venv/.ready       ## the paper's search and retraining at CC-CCII's size, the engines beside torch; needs a GPU
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.engines_gpu
 
 docs: .venv/.ready            ## the documentation as a site, every link checked
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs

@@ -3,7 +3,8 @@
     python -m benchmarks.engines                                  # S and L at three sizes, all cores: about 25 minutes
     python -m benchmarks.engines --sizes 16x64x64 --no-compile    # 2 minutes
     python -m benchmarks.engines --threads 1                      # on a busy machine, where threads wait for each other
-    python -m benchmarks.engines --device gpu                     # on an NVIDIA GPU, against torch compiled in bfloat16
+
+`benchmarks.engines_gpu` is its counterpart on an NVIDIA GPU.
 
 Networks of the paper's two spaces with 5x5x5 kernels and expansion 4 throughout. The engines take turns, so that a busy
 moment of the machine hits all of them alike. Torch runs in `channels_last_3d`, its fastest layout, eager and compiled. The
@@ -19,12 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from benchmarks.machine import facts
@@ -38,40 +37,33 @@ from covidnet.models.saved import Size
 
 SIZES = ("16x64x64", "32x128x128", "40x256x256")
 OPERATION = "5x5_MBConv4"
-COLUMNS = {  # by device; the first is what `covidnet predict` takes
-    "cpu": ("OpenVINO", "ONNX Runtime", "ONNX Runtime, planes", "torch eager", "torch compiled"),
-    "gpu": ("ONNX Runtime, CUDA", "ONNX Runtime, TensorRT", "torch eager", "torch compiled", "torch compiled, bf16"),
-}
+COLUMNS = ("OpenVINO", "ONNX Runtime", "ONNX Runtime, planes", "torch eager", "torch compiled")
 WARM_UP, ROUNDS = 2, 7  # compiling doesn't count; at least
 Run = Callable[[np.ndarray], object]
 
 
 def main() -> None:
-    """Print the table, and keep it in `benchmarks/results/engines.json`, or `engines-gpu.json`."""
+    """Print the table, and keep it in `benchmarks/results/engines.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=tuple(COLUMNS), default="cpu")
     parser.add_argument("--sizes", default=",".join(SIZES), help="DxHxW, comma-separated")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=20.0, help="per network and size")
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out: it takes minutes to compile"
     )
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/engines.json, engines-gpu.json on a GPU")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.json"))
     options = parser.parse_args()
-    gpu = options.device == "gpu"
-    if gpu and not torch.cuda.is_available():
-        raise SystemExit("torch finds no NVIDIA GPU here; leave --device out for the CPU's table")
     torch.set_num_threads(options.threads)
-    columns = available(options.device, compiled=not options.no_compile)
+    columns = available(compiled=not options.no_compile)
     found: dict[str, Any] = {
         **facts(),
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "device": "cpu",
         "threads": options.threads,
         "load": round(os.getloadavg()[0], 2),
-        "peak_gflops": round(peak_flops("cuda" if gpu else "cpu") / 1e9, 1),
+        "peak_gflops": round(peak_flops() / 1e9, 1),
         "rows": [],
     }
-    print(f"{found['machine']}, {found['device']}, {options.threads} threads, load {found['load']}")
+    print(f"{found['machine']}, {options.threads} threads, load {found['load']}")
     print(f"{OPERATION} throughout, one scan, median ms; peak {found['peak_gflops']} GFLOP/s of float32\n")
     print(f"{'':>16} | {'floor':>6} | " + " | ".join(f"{name:>22}" for name in columns))
     for size in (parse(text) for text in options.sizes.split(",")):
@@ -81,21 +73,16 @@ def main() -> None:
             cells = " | ".join(f"{row['ms'].get(name, float('nan')):22.2f}" for name in columns)
             print(f"{variant} {row['size']:>14} | {row['floor_ms']:6.2f} | {cells}", flush=True)
     print_ratios(found["rows"], columns)
-    out = options.out or Path("benchmarks/results") / ("engines-gpu.json" if gpu else "engines.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=2) + "\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def available(device: str, *, compiled: bool) -> list[str]:
+def available(*, compiled: bool) -> list[str]:
     """Columns that can be measured here; says what is left out and why."""
-    columns = list(COLUMNS[device])
-    if find_spec("tensorrt") is None and device == "gpu":
-        print("without TensorRT, which isn't installed")
-        columns.remove("ONNX Runtime, TensorRT")
-    if device == "cpu" and compiled and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    if compiled and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         print("without torch.compile, which needs a C++ compiler: apt-get install g++")
         compiled = False
-    return [name for name in columns if compiled or "compiled" not in name]
+    return [name for name in COLUMNS if compiled or "compiled" not in name]
 
 
 def print_ratios(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
@@ -126,14 +113,10 @@ def measure(
             "OpenVINO": lambda: open_model(path, "cpu", "openvino", threads).run,
             "ONNX Runtime": lambda: plain(path, threads),
             "ONNX Runtime, planes": lambda: open_model(path, "cpu", "onnxruntime", threads).run,
-            "ONNX Runtime, CUDA": lambda: open_model(path, "gpu", "onnxruntime").run,
-            "ONNX Runtime, TensorRT": lambda: open_model(path, "gpu", "tensorrt").run,
+            "torch eager": lambda: in_torch(model),
+            "torch compiled": lambda: in_torch(model, compiled=True),
         }
-        device = "cuda" if "ONNX Runtime, CUDA" in columns else "cpu"
-        runs = {
-            name: makers[name]() if name in makers else in_torch(model, device, "compiled" in name, "bf16" in name)
-            for name in columns
-        }
+        runs = {name: makers[name]() for name in columns}
         times = take_turns(runs_here(runs, scan), scan, seconds)
     return {
         "network": variant,
@@ -162,23 +145,24 @@ def runs_here(runs: dict[str, Run], scan: np.ndarray) -> dict[str, Run]:
 
 def plain(path: Path, threads: int) -> Run:
     """ONNX Runtime on the file as it is: the obvious choice."""
+    import onnxruntime  # not for a GPU's machine, which imports this module too
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(None, {"volume": batch})
 
 
-def in_torch(model: Classifier, device: str, compiled: bool, bf16: bool) -> Run:
-    """The network in torch, from the same uint8 scan to the same outputs, back in the CPU's memory."""
+def in_torch(model: Classifier, *, compiled: bool = False) -> Run:
+    """The network in torch, from the same uint8 scan to the same outputs."""
     scale = ScaleInput(1)
-    own = copy.deepcopy(model).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    own = copy.deepcopy(model).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     torch._dynamo.reset()  # else another network of this size makes it compile for any size
     explain = torch.compile(own.explain, dynamic=False) if compiled else own.explain
 
     def run(batch: np.ndarray) -> object:
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            volume = scale(torch.from_numpy(batch).to(device)).contiguous(memory_format=torch.channels_last_3d)
-            return [output.cpu() for output in explain(volume)]
+        with torch.inference_mode():
+            return explain(scale(torch.from_numpy(batch)).contiguous(memory_format=torch.channels_last_3d))
 
     return run
 
@@ -190,10 +174,10 @@ def take_turns(runs: dict[str, Run], scan: np.ndarray, seconds: float) -> dict[s
     )
 
 
-def peak_flops(device: str = "cpu") -> float:
+def peak_flops() -> float:
     """Floating-point operations per second of a float32 matrix product: what the machine can do."""
-    side = 1536 if device == "cpu" else 8192  # fits a CPU's caches; fills a GPU
-    a = torch.rand(side, side, device=device)
+    side = 1536  # fits the caches
+    a = torch.rand(side, side)
     best = float("inf")
     for _ in range(8):
         started = time.perf_counter()

@@ -73,6 +73,8 @@ HEADLINES = (
              _engines(min, "ratios", "ONNX Runtime", networks="S"), least=7),
     Headline("engines", "torch eager / default, S, worst of three",
              _engines(min, "ratios", "torch eager", networks="S"), least=2),
+    Headline("engines_gpu", "GPU: ONNX Runtime or TensorRT / best torch, worst row",
+             lambda tree: max(row["ours_to_torch"] or float("inf") for row in tree["rows"]), 1.1),
     Headline("predict", "cold process to the end of the first answer, s", _at("cold", "median_s"), 2),
     Headline("predict", "100 NIfTI files: share of the slower of decoding and network",
              _at("many", "of_the_bound"), least=0.9),

@@ -136,7 +136,11 @@ def open_model(
     threads = threads or _quota()
     if chosen == "openvino":
         return runtimes.OpenVinoEngine(model, threads, precision)
-    return runtimes.OnnxRuntimeEngine(model, "gpu" if device == "gpu" else "cpu", threads, precision, chosen)
+    if device == "gpu":
+        from covidnet.inference import gpu
+
+        return gpu.OnnxRuntimeGpuEngine(model, precision, chosen)
+    return runtimes.OnnxRuntimeEngine(model, threads, precision)
 
 
 def installed() -> list[Name]:

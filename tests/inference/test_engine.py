@@ -110,20 +110,6 @@ def test_an_engine_that_is_not_there_is_named(
         engine.load(toy, device, name)
 
 
-@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
-def test_an_absent_gpu_is_an_error_and_no_slow_fallback(toy: Bundle) -> None:
-    with pytest.raises(UsageError, match=r"device gpu: .*; use device cpu, or install NVIDIA's driver"):
-        engine.load(toy, "gpu")
-
-
-@pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="needs an NVIDIA GPU")
-def test_gpu_agrees_with_cpu(toy: Bundle) -> None:
-    batch = volumes(3)
-    on_gpu, on_cpu = engine.load(toy, "gpu"), engine.load(toy, "cpu")
-    assert on_gpu.name == "onnxruntime (gpu)"
-    np.testing.assert_allclose(on_gpu.run(batch).logits, on_cpu.run(batch).logits, atol=1e-4)
-
-
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_file_that_is_no_model_is_an_error(tmp_path: Path, name: Name) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\xff\xff nothing")

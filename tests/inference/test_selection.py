@@ -11,7 +11,7 @@ import toy_bundle
 
 from covidnet.errors import UsageError
 from covidnet.export.bundle import Bundle
-from covidnet.inference import engine, runtimes, selection
+from covidnet.inference import engine, selection
 
 
 @pytest.fixture(autouse=True)
@@ -105,28 +105,6 @@ def test_bfloat16_is_near_float32_or_refused_by_the_cpu(toy: Bundle) -> None:
     difference = np.abs(lowered.run(batch).logits - engine.load(toy).run(batch).logits).max()
     assert lowered.name == "openvino (cpu, bfloat16)"
     assert 0 < difference < 0.05
-
-
-def test_gpu_settings_search_algorithms_keep_digits_and_cache_engines(cache: Path) -> None:
-    ((name, cuda),) = runtimes.gpu_providers("onnxruntime", "float32", (16, 64, 64))
-    assert name == "CUDAExecutionProvider"
-    assert (cuda["cudnn_conv_algo_search"], cuda["use_tf32"]) == ("EXHAUSTIVE", "0")
-    (name, tensorrt), (second, _) = runtimes.gpu_providers("tensorrt", "float16", (16, 64, 64))
-    assert (name, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-    assert tensorrt["trt_fp16_enable"] == "1"
-    assert tensorrt["trt_profile_max_shapes"] == "volume:8x1x16x64x64"
-    assert tensorrt["trt_engine_cache_path"] == str(cache / "covidnet3d" / "tensorrt")
-
-
-def test_a_large_batch_is_run_in_parts_on_bound_memory(toy: Bundle) -> None:
-    network = engine.load(toy, engine="onnxruntime")
-    runtimes.warm_up(network, (1, 3))
-    batch = np.random.default_rng(1).integers(0, 256, (runtimes.GPU_BATCH + 3, 1, *toy_bundle.SIZE), dtype=np.uint8)
-    outputs = network.run(batch[:, :, ::1])
-    assert outputs.cam.shape == (11, 3, 4, 12, 12)
-    np.testing.assert_allclose(outputs.logits[-1], network.run(batch[-1:]).logits[0], atol=1e-5)
-    strided = np.concatenate([batch, batch])[::2]  # not contiguous
-    np.testing.assert_allclose(network.run(strided).logits[1], outputs.logits[2], atol=1e-5)
 
 
 def test_records_are_plain_numbers(toy: Bundle, cache: Path) -> None:
