@@ -29,17 +29,17 @@ def volumes(count=48, seed=0):
     return Volumes(torch.from_numpy(scans), torch.from_numpy(labels))
 
 
-def run(work, settings, seed=0, stop_after=None):
+def run(work, settings, seed=0, stop_after=None, augment=STILL):
     torch.manual_seed(seed)
     supernet = Supernet(TINY, 1, 3)
-    state = dnas._Run(supernet, costing(), volumes(), volumes(seed=1), settings, STILL, seed)
+    state = dnas._Run(supernet, costing(), volumes(), volumes(seed=1), settings, augment, seed)
     if stop_after is not None:
         for _ in range(stop_after):
             state.iterate()
         torch.save(state.state(), work / "checkpoint.pt")
         return supernet, None
     searched = dnas.search(
-        supernet, costing(), volumes(), volumes(seed=1), settings, STILL,
+        supernet, costing(), volumes(), volumes(seed=1), settings, augment,
         seed=seed, work=work, title="test", after_warmup=lambda: 0.5,
     )  # fmt: skip
     return supernet, searched
@@ -98,12 +98,13 @@ def test_the_search_finds_a_known_best_operation_and_a_boolean_mask_does_not():
     assert sum(_toy(lambda gates: gates.bool().float(), seed) for seed in range(10)) == 0
 
 
-def test_a_resumed_search_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("augment", [STILL, Augment(mixup=0.2, cutout=0.3)], ids=["still", "mixed"])
+def test_a_resumed_search_equals_an_uninterrupted_one_bit_for_bit(tmp_path, augment):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    net, whole = run(tmp_path / "whole", SETTINGS)
-    run(tmp_path / "parts", SETTINGS, stop_after=6)
-    resumed_net, resumed = run(tmp_path / "parts", SETTINGS)
+    net, whole = run(tmp_path / "whole", SETTINGS, augment=augment)
+    run(tmp_path / "parts", SETTINGS, stop_after=6, augment=augment)
+    resumed_net, resumed = run(tmp_path / "parts", SETTINGS, augment=augment)
     assert torch.equal(whole.alpha, resumed.alpha)
     assert json.dumps(whole.history) == json.dumps(resumed.history)
     for a, b in zip(net.parameters(), resumed_net.parameters(), strict=True):
