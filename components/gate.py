@@ -8,6 +8,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def gate(
     params: str,
+    run_id: str,
     dataset: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Artifact],
     winner: dsl.Input[dsl.Model],
@@ -18,6 +19,7 @@ def gate(
 
     Args:
         params: Gate and deployment, as JSON.
+        run_id: Of this run.
         dataset: From ingest.
         evaluation: From evaluate.
         winner: From evaluate.
@@ -28,6 +30,7 @@ def gate(
     from pathlib import Path
 
     from covidnet import config, stages
+    from covidnet.deploy import verdict
 
     others = [Path(model.path) for model in baselines]
     settings = config.parse(json.loads(params))
@@ -35,4 +38,5 @@ def gate(
     text = found.markdown("Gate passed: the winner is exported.", "Gate not passed: no bundle is exported.")
     print(text)
     Path(reason.path).write_text(text)
+    verdict.keep(run_id, text)
     return found.passed

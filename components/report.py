@@ -6,19 +6,18 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def report(status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]) -> None:
-    """Say how the run ended; runs last, also after a failure.
+def report(run_id: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]) -> None:
+    """Say how the run ended, and what the gate said; runs last, also after a failure.
 
     Args:
+        run_id: Of this run.
         status: Filled in by Kubeflow.
-        summary: The same in a sentence or two.
+        summary: How the run ended, and the gate's reasons.
     """
     from pathlib import Path
 
-    text = f"Run {status.state}."
-    if status.error_message:
-        text += f" {status.error_message} The log of the failed task names the cause and the remedy."
-    else:
-        text += " Whether a bundle was exported, and why, is in `reason` of the gate."
+    from covidnet.deploy import verdict
+
+    text = verdict.ending(run_id, status.state, status.error_message)
     print(text)
-    Path(summary.path).write_text(text + "\n")
+    Path(summary.path).write_text(text)

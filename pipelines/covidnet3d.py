@@ -87,12 +87,13 @@ def stages(cluster: Cluster) -> BaseComponent:
         winner = evaluated.outputs["winner"]
         gated = gate(
             params=rollout_params,
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             dataset=dataset,
             evaluation=evaluation,
             winner=winner,
             baselines=dsl.Collected(based.outputs["model"]),
         )
-        cluster.light(gated).set_caching_options(False)  # it looks at the deployed model
+        cluster.telling(gated).set_caching_options(False)  # it looks at the deployed model
         # one unnamed output: named ones don't reach a condition in kfp.local 2.17
         with dsl.If(gated.outputs["Output"] == True, name="passed"):  # noqa: E712 (KFP compiles the comparison)
             exported = export(params=whole_params, code=code, dataset=dataset, evaluation=evaluation, winner=winner)
@@ -176,7 +177,8 @@ def build(cluster: Cluster) -> BaseComponent:
             gpu_type: What the nodes offer, e.g. nvidia.com/gpu.
             overrides: key.sub=value, for anything else in params.
         """
-        with dsl.ExitHandler(cluster.light(report()).set_caching_options(False), name="run"):
+        told = cluster.telling(report(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)).set_caching_options(False)
+        with dsl.ExitHandler(told, name="run"):
             configured = configure(
                 params=params,
                 overrides=overrides,

@@ -197,6 +197,7 @@ def test_a_verdict_is_the_tasks_output_and_its_reasons_are_in_the_ui(
         "baselines": [],
         "params": "{}",
         "passed": True,
+        "run_id": "r1",
         file: artifact(dsl.Markdown, tmp_path / file),
     }
     wanted = {*function_of(module).component_spec.inputs, file}
@@ -233,14 +234,40 @@ def test_a_bundle_is_registered_with_where_it_comes_from(tmp_path, monkeypatch):
     assert run == {"id": "r1", "name": "nightly-1"}
 
 
+def ended(tmp_path, state, message=None):
+    """What the last task says."""
+    status = dsl.PipelineTaskFinalStatus(state, "run", "stages", error_code=None, error_message=message)
+    report.report.python_func("r1", status, artifact(dsl.Markdown, tmp_path / "summary"))
+    return (tmp_path / "summary").read_text()
+
+
 @pytest.mark.parametrize(
     ("state", "message", "expected"),
-    [("SUCCEEDED", None, "Run SUCCEEDED. Whether"), ("FAILED", "search failed.", "Run FAILED. search failed. The log")],
+    [
+        ("SUCCEEDED", None, "Run SUCCEEDED.\n\nWhether"),
+        ("RUNNING", None, "All tasks have ended.\n\nWhether"),
+        ("FAILED", "search failed.", "Run FAILED.\nsearch failed. The log"),
+    ],
 )
-def test_the_last_task_says_how_the_run_ended(tmp_path, state, message, expected):
-    status = dsl.PipelineTaskFinalStatus(state, "run", "stages", error_code=None, error_message=message)
-    report.report.python_func(status, artifact(dsl.Markdown, tmp_path / "summary"))
-    assert (tmp_path / "summary").read_text().startswith(expected)
+def test_the_last_task_says_how_the_run_ended(tmp_path, monkeypatch, state, message, expected):
+    monkeypatch.delenv(folder.WORKSPACE, raising=False)
+    assert ended(tmp_path, state, message).startswith(expected)
+
+
+def test_a_gate_that_is_not_met_ends_the_run_well_with_the_reason_on_its_first_page(tmp_path, monkeypatch):
+    """The last task stands at the top of the graph; the gate is two sub-DAGs below."""
+    monkeypatch.setenv(folder.WORKSPACE, str(tmp_path))
+    found = Findings([(False, "accuracy 0.4000 on the test split (at least 0.5)")])
+    monkeypatch.setattr("covidnet.stages.gate", lambda *_: found)
+    parts = {name: artifact(dsl.Artifact, tmp_path / name) for name in ("dataset", "evaluation", "winner", "reason")}
+    assert gate.gate.python_func(params="{}", run_id="r1", baselines=[], **parts) is False
+    other = dsl.PipelineTaskFinalStatus("SUCCEEDED", "run", "stages", error_code=None, error_message=None)
+    report.report.python_func("r2", other, artifact(dsl.Markdown, tmp_path / "of another run"))
+    assert "accuracy" not in (tmp_path / "of another run").read_text()
+    told = ended(tmp_path, "SUCCEEDED")
+    assert told.startswith("Run SUCCEEDED.\n\nGate not passed: no bundle is exported.")
+    assert "**not met**: accuracy 0.4000 on the test split (at least 0.5)" in told
+    assert not list(tmp_path.glob("verdict-*"))
 
 
 @pytest.fixture

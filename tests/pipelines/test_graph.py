@@ -205,7 +205,7 @@ def test_claims_are_mounted_where_they_are_used_and_nowhere_else(placed):
         "configure": {**raw, **work},
         "ingest-shard": {**raw, **work},
         "ingest": {**raw, **work},
-        **dict.fromkeys([*TRAINING, "evaluate", "export"], work),
+        **dict.fromkeys([*TRAINING, "evaluate", "export", "gate", "report"], work),
     }
     with_work = {name for name, c in executors_of(placed).items() if {"name": "COVIDNET_WORKSPACE", "value": "/workspace"}
                  in c.get("env", [])}  # fmt: skip

@@ -96,6 +96,8 @@ def test_a_gate_that_is_not_met_ends_the_run_well_without_a_bundle(repository, t
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     assert "Gate not passed: no bundle is exported." in result.stdout
     assert "(at least 1.01)" in result.stdout
+    assert "Run SUCCEEDED." in result.stdout  # of the last task, which passes on what the gate said
+    assert result.stdout.count("Gate not passed: no bundle is exported.") == 3
     assert folder.is_complete(tmp_path / "evaluate")
     assert json.loads((tmp_path / "evaluate/results.json").read_text())["winner"]
     assert not (tmp_path / "export").exists()
