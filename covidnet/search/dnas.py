@@ -254,7 +254,8 @@ class _Run:
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
             logits = self.supernet(volume.expand(-1, self.supernet.channels, -1, -1, -1), path, gates)
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
-        return loss, (logits.detach().argmax(dim=1) == labels).float().mean()
+        heaviest = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of a mixed scan's labels
+        return loss, (logits.detach().argmax(dim=1) == heaviest).float().mean()
 
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on; random draws are functions of (seed, step)."""
