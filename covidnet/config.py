@@ -107,6 +107,9 @@ class Augment(Section):
     mixup: float = Field(
         0.0, ge=0, le=2, description="alpha of the Beta distribution by which two scans and their labels are mixed"
     )
+    cutmix: float = Field(
+        0.0, ge=0, le=1, description="share of the scans of which a box, and as much of the label, comes from another"
+    )
 
 
 class Training(Section):
@@ -142,6 +145,12 @@ class Budget(Section):
     macs: float | None = Field(None, gt=0, description="forward multiply-accumulates of one scan")
     latency_ms: float | None = Field(
         None, gt=0, description="one scan at data.size, by search.latency_table or as measured on this machine's CPU"
+    )
+    receptive_field: float | None = Field(
+        None,
+        gt=0,
+        description="voxels across that a cell of the last map sees, with training.strides; small ones keep class "
+        "activation maps local",
     )
 
 

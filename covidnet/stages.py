@@ -123,6 +123,8 @@ def search(config: Config, dataset: Path, out: Path, variant: str) -> Metrics:
     if variant not in SPACES:
         raise UsageError(f"--variant {variant}: unknown; the search spaces are {', '.join(SPACES)}")
     parameters = {**_parameters(config, "search", "augment", "classes", "channels", "seed"), "variant": variant}
+    if config.search.budget.receptive_field is not None:
+        parameters["strides"] = config.training.strides
     inputs = {"dataset": _dataset(config, dataset)}
     if config.search.budget.latency_ms is not None and config.search.latency_table is not None:
         inputs["latency"] = Path(config.search.latency_table)

@@ -72,6 +72,24 @@ def boxes(shape: torch.Size, side: float, generator: torch.Generator) -> Tensor:
     return inside
 
 
+def mix(
+    volume: Tensor, labels: Tensor, classes: int, settings: Augment, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mixup, then CutMix, as far as the settings ask for them.
+
+    Args:
+        volume: ``float (B, 1, D, H, W)``.
+        labels: ``int64 (B,)``.
+        generator: on the CPU.
+
+    Returns:
+        the volumes, and either the labels as they were or ``float32 (B, K)`` targets, which
+        `torch.nn.functional.cross_entropy` takes like labels.
+    """
+    volume, labels = mixup(volume, labels, classes, settings.mixup, generator)
+    return cutmix(volume, labels, classes, settings.cutmix, generator)
+
+
 def mixup(
     volume: Tensor, labels: Tensor, classes: int, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -84,7 +102,7 @@ def mixup(
         generator: on the CPU.
 
     Returns:
-        the mixed volumes, and ``float32 (B, K)`` targets, which `torch.nn.functional.cross_entropy` takes like labels.
+        the mixed volumes, and ``float32 (B, K)`` targets.
     """
     if not alpha:
         return volume, labels
@@ -95,3 +113,40 @@ def mixup(
     targets = torch.nn.functional.one_hot(labels, classes).float()
     along = share.view(-1, 1, 1, 1, 1)
     return torch.lerp(volume[order], volume, along), torch.lerp(targets[order], targets, share.view(-1, 1))
+
+
+def cutmix(
+    volume: Tensor, labels: Tensor, classes: int, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Put a box of another scan of the batch at its place in a scan, and as much of its label (Yun et al., ICCV 2019).
+
+    What is learned from one part of a scan must then hold whatever the other parts show: so evidence stays where the
+    lesion is, and class activation maps point at it.
+
+    Args:
+        volume: ``float (B, 1, D, H, W)``.
+        labels: ``int64 (B,)``, or targets ``float32 (B, K)``.
+        share: of the scans that get a box; 0 leaves everything as it is. The box's volume is drawn from 0 to all.
+        generator: on the CPU.
+
+    Returns:
+        the mixed volumes, and ``float32 (B, K)`` targets.
+    """
+    if not share:
+        return volume, labels
+    draw = torch.rand(len(volume), 5, generator=generator)
+    side = torch.where(draw[:, 0] < share, draw[:, 1] ** (1 / 3), 0.0)  # of the volume's, along each axis
+    inside = torch.ones(len(volume), *volume.shape[2:], dtype=torch.bool)  # (B, D, H, W)
+    for axis, length in enumerate(inside.shape[1:], start=1):
+        start = (draw[:, 1 + axis] * (1 - side))[:, None]
+        place = (torch.arange(length) + 0.5) / length  # of voxel middles, 0..1
+        within = (place >= start) & (place < start + side[:, None])  # (B, length)
+        inside &= within.view(len(inside), *(length if i == axis else 1 for i in range(1, 4)))
+    order = torch.randperm(len(volume), generator=generator).to(volume.device)
+    inside = inside.to(volume.device)
+    targets = labels if labels.is_floating_point() else torch.nn.functional.one_hot(labels, classes).float()
+    foreign = inside.float().mean(dim=(1, 2, 3))
+    return (
+        torch.where(inside[:, None], volume[order], volume),
+        torch.lerp(targets, targets[order], foreign[:, None]),
+    )

@@ -80,6 +80,19 @@ def block_grids(space: Space, size: Size) -> list[Size]:
     return grids
 
 
+def receptive_field(space: Space) -> tuple[float, Tensor]:
+    """Voxels across that a cell of the last map sees, along H and W, as parts that add up.
+
+    Returns:
+        that of the stem, and what each candidate of each block adds, ``(blocks, operations)``.
+    """
+    jump, added = space.stem_stride, []  # jump: voxels from one cell to the next
+    for stride, blocks in zip(space.strides, space.blocks, strict=True):
+        jump *= stride
+        added += [[jump * max(operation.kernel - 1, 0) for operation in space.operations]] * blocks
+    return 3.0, torch.tensor(added, dtype=torch.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class CostTable:
     """Costs of a space as tensors, so that the expected cost of an architecture distribution is differentiable.

@@ -25,12 +25,19 @@ class Costing:
         costs: of the space.
         budget: limits.
         latency: of the same space; needed where the budget limits it.
+        reach: the parts of the receptive field, as `covidnet.models.cost.receptive_field` gives them; likewise.
 
     Raises:
         UsageError: no architecture of the space is within the budget; says what the space's range is.
     """
 
-    def __init__(self, costs: CostTable, budget: Budget, latency: LatencyTable | None = None) -> None:
+    def __init__(
+        self,
+        costs: CostTable,
+        budget: Budget,
+        latency: LatencyTable | None = None,
+        reach: tuple[float, Tensor] | None = None,
+    ) -> None:
         self.costs, self.budget = costs, budget
         self.blocks, self.operations = costs.parameters.shape
         # every cost is that of the fixed parts and of each candidate of each block, (blocks, operations)
@@ -40,7 +47,9 @@ class Costing:
         }
         if latency is not None:
             self._costs["latency_ms"] = (latency.fixed_ms, latency.table)
-        limits = budget.model_dump(include={"size_mib", "macs", "latency_ms"})
+        if reach is not None:
+            self._costs["receptive_field"] = reach
+        limits = budget.model_dump()
         self._limits = {name: limit for name, limit in limits.items() if limit is not None}
         # cost of each candidate as a share of what the budget leaves after the fixed parts, (blocks, operations)
         self._shares = {name: self._share(name, limit) for name, limit in self._limits.items()}
@@ -53,7 +62,7 @@ class Costing:
                 )
 
     def range(self, name: str) -> tuple[float, float]:
-        """Least and most of ``size_mib``, ``macs`` or ``latency_ms`` that an architecture of the space has."""
+        """Least and most of a figure of the budget, such as ``size_mib``, that an architecture of the space has."""
         fixed, table = self._costs[name]
         return fixed + float(table.amin(dim=1).sum()), fixed + float(table.amax(dim=1).sum())
 
@@ -76,15 +85,19 @@ class Costing:
         """Expected milliseconds, the sum of the path's parts; only with a table of latencies."""
         return self.expected("latency_ms", self._one_hot(path))
 
+    def receptive_field(self, path: BlockChoice) -> float:
+        """Voxels across; only with the parts of the receptive field."""
+        return self.expected("receptive_field", self._one_hot(path))
+
     def expected(self, name: str, probabilities: Tensor) -> float:
-        """Expected ``size_mib``, ``macs`` or ``latency_ms`` under ``(blocks, operations)`` probabilities."""
+        """Expected figure of the budget, such as ``size_mib``, under ``(blocks, operations)`` probabilities."""
         fixed, table = self._costs[name]
         return fixed + float((probabilities.double().cpu() * table).sum())
 
     def excess(self, path: BlockChoice) -> float:
         """How far over budget, as the largest ratio of cost to limit minus one; 0 or less when within."""
-        costs = {"size_mib": self.size_mib, "macs": self.macs, "latency_ms": self.latency_ms}
-        return max([costs[name](path) / limit - 1 for name, limit in self._limits.items()], default=-1.0)
+        one_hot = self._one_hot(path)
+        return max([self.expected(name, one_hot) / limit - 1 for name, limit in self._limits.items()], default=-1.0)
 
     def fits(self, path: BlockChoice) -> bool:
         return self.excess(path) <= 0

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from covidnet.config import Augment, Search
-from covidnet.data.augment import augment, mixup
+from covidnet.data.augment import augment, mix
 from covidnet.errors import CovidnetError
 from covidnet.models.supernet import Supernet
 from covidnet.progress import progress, tell
@@ -234,9 +234,10 @@ class _Run:
             weight.requires_grad_(False)
         loss, accuracy = self._loss(self.alpha_half, self.step, 3, path.tolist(), gates)
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        distributed.average_gradients([self.alpha])
-        self.alpha_optimizer.step()
+        if loss.requires_grad:  # a tight budget draws paths of identities alone, which no gate takes part in
+            loss.backward()
+            distributed.average_gradients([self.alpha])
+            self.alpha_optimizer.step()
         for weight in self.weights:
             weight.requires_grad_(True)
         return distributed.mean(loss), distributed.mean(accuracy)
@@ -248,7 +249,7 @@ class _Run:
         scans, labels = half.batch(step, self.settings.batch, self.seed + stream)
         volume = augment(scans, self.augmentation, generator(self.seed, stream, step))  # (B, 1, D, H, W)
         classes = self.supernet.head.out_features
-        volume, labels = mixup(volume, labels, classes, self.augmentation.mixup, generator(self.seed, stream + 4, step))
+        volume, labels = mix(volume, labels, classes, self.augmentation, generator(self.seed, stream + 4, step))
         volume, labels = layout(distributed.share(volume)), distributed.share(labels)
         device_type = volume.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):

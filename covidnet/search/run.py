@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +42,8 @@ def run(
     settings, space = config.search, SPACES[variant]
     costs = cost.table(space, settings.size, config.channels, len(config.classes))
     latency = _latencies(config, packed, variant)
-    costing = Costing(costs, settings.budget, latency)
+    reach = cost.receptive_field(replace(space, strides=config.training.strides or space.strides))
+    costing = Costing(costs, settings.budget, latency, reach)
     for remark in costing.ineffective():
         tell(remark)
     weight_half, alpha_half = halves(config, packed, device)
@@ -81,6 +83,7 @@ def run(
     metrics = {
         "size_mib": costing.size_mib(chosen),
         "macs": costing.macs(chosen),
+        "receptive_field": costing.receptive_field(chosen),
         "identity_blocks": sum(not operation.kernel for operation in genotype.operations),
         "entropy": searched.history[-1]["entropy"],
         "collapsed": searched.collapse is not None,

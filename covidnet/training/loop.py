@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from covidnet.config import Augment, Training
-from covidnet.data.augment import augment, mixup
+from covidnet.data.augment import augment, mix
 from covidnet.errors import CovidnetError
 from covidnet.models.blocks import Classifier
 from covidnet.progress import progress
@@ -106,9 +106,7 @@ def fit(
             model.train()
             volumes, labels = train.batch(step, batch, seed)
             volume = augment(volumes, augmentation, generator(seed, 1, step))  # (B, 1, D, H, W)
-            volume, labels = mixup(
-                volume, labels, model.head.out_features, augmentation.mixup, generator(seed, 3, step)
-            )
+            volume, labels = mix(volume, labels, model.head.out_features, augmentation, generator(seed, 3, step))
             loss = update(model, volume, labels, optimizer, settings, generator(seed, 2, step))
             schedule.step()
             if not math.isfinite(loss):

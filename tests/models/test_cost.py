@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from covidnet.models import cost, covidnet3d
@@ -49,3 +50,26 @@ def test_expected_size_is_differentiable_and_lies_between_the_extremes():
     )
     identity = [o.kernel for o in SPACES["S"].operations].index(0)
     assert bool((alpha.grad[:, identity] < 0).all())  # more identity, smaller network
+
+
+@pytest.mark.parametrize("strides", [(), (1, 2, 1, 1, 1, 1)])
+def test_the_receptive_field_is_as_wide_as_the_gradient_of_one_cell(strides):
+    """Weights of one and a tiny input keep every gradient positive, so that nothing cancels out or saturates."""
+    layers = [
+        ["5x5_MBConv3", *["Identity"] * 3],
+        ["3x3_MBConv4", *["Identity"] * 3],
+        *[["Identity"] * 4] * 3,
+        ["Identity"],
+    ]
+    genotype = Genotype("S", ("a", "b"), 1, (4, 8, 96), tuple(map(tuple, layers)), strides)
+    model = covidnet3d.build(genotype).eval().double()  # float32 gradients would underflow
+    for name, parameter in model.named_parameters():
+        parameter.data.fill_(0.0 if name.endswith("bias") else 1e-3)
+    volume = torch.full((1, 1, 4, 8, 96), 1e-3, dtype=torch.float64, requires_grad=True)
+    maps = model.features(volume)
+    maps[0, 0, 0, 0, maps.shape[-1] // 2].backward()
+    seen = torch.nonzero(volume.grad.amax(dim=(0, 1, 2, 3)))
+    fixed, added = cost.receptive_field(genotype.space)
+    path = [genotype.space.operations.index(operation) for operation in genotype.operations]
+    by_parts = fixed + float(added[range(21), path].sum())
+    assert by_parts == int(seen.max() - seen.min()) + 1

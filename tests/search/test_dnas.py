@@ -98,7 +98,7 @@ def test_the_search_finds_a_known_best_operation_and_a_boolean_mask_does_not():
     assert sum(_toy(lambda gates: gates.bool().float(), seed) for seed in range(10)) == 0
 
 
-@pytest.mark.parametrize("augment", [STILL, Augment(mixup=0.2, cutout=0.3)], ids=["still", "mixed"])
+@pytest.mark.parametrize("augment", [STILL, Augment(mixup=0.2, cutmix=0.5, cutout=0.3)], ids=["still", "mixed"])
 def test_a_resumed_search_equals_an_uninterrupted_one_bit_for_bit(tmp_path, augment):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
@@ -181,3 +181,23 @@ def test_a_budget_below_the_space_says_what_is_possible():
 def test_a_space_is_data_and_takes_another_operation():
     space = Space("mine", widths=(8,), strides=(2,), blocks=(1,), stem=8, last=16, operations=(Operation(9, 2),))
     assert Supernet(space, 1, 3)(torch.randn(2, 1, 8, 16, 16), (0,)).shape == (2, 3)
+
+
+def test_a_limit_on_the_receptive_field_holds_for_the_distribution_and_the_found_path():
+    costs, reach = cost.table(TINY, SIZE, 1, 3), cost.receptive_field(TINY)
+    least, most = Costing(costs, Budget(size_mib=None), reach=reach).range("receptive_field")
+    limit = least + 0.3 * (most - least)
+    costing = Costing(costs, Budget(size_mib=None, receptive_field=limit), reach=reach)
+    alpha = torch.randn(4, 8, generator=generator(0))
+    p = torch.softmax(costing.within(alpha), 1)
+    assert costing.expected("receptive_field", p) == pytest.approx(limit, rel=1e-4)
+    assert costing.receptive_field(result.within_budget(alpha, costing)) <= limit
+
+
+def test_a_path_of_identities_alone_moves_nothing():
+    reach = cost.receptive_field(TINY)
+    tight = Costing(cost.table(TINY, SIZE, 1, 3), Budget(size_mib=None, receptive_field=3.001), reach=reach)
+    torch.manual_seed(0)
+    state = dnas._Run(Supernet(TINY, 1, 3), tight, volumes(), volumes(seed=1), SETTINGS, STILL, 0)
+    state._update_alpha(1.0)
+    assert float(state.alpha.detach().abs().max()) == 0
