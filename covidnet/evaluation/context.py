@@ -103,6 +103,8 @@ class Localisation:
         centre_energy_inside: the same of `cam.centre_prior`.
         grid: ``(d, h, w)`` of the map.
         name: of the map, e.g. "Grad-CAM of DenseNet3D121".
+        swapped_hit_rate: the hits of other scans' maps on a scan's lesion, which is what a habit of pointing at the same
+            place is worth; None with a single scan.
     """
 
     scans: int
@@ -113,6 +115,7 @@ class Localisation:
     centre_energy_inside: float
     grid: tuple[int, int, int]
     name: str = "Class activation map"
+    swapped_hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from covidnet.training import loop
 
 SANITY_SCANS = 32
 GRAD_CAM_SCANS = 16
+SWAPS = 5
 
 
 def explain(model: Classifier, scans: torch.Tensor, batch: int = 16) -> np.ndarray:
@@ -78,7 +79,8 @@ def grad_cam(model: Classifier, scans: torch.Tensor, label: int) -> np.ndarray:
     from monai.visualize import GradCAM
 
     explainer = GradCAM(model, "features", upsampler=lambda spatial: lambda x: x, postprocessing=lambda x: x)
-    heat: np.ndarray = explainer(loop.as_input(model, scans), class_idx=label)[0, 0].detach().float().cpu().numpy()
+    given = loop.as_input(model, scans).requires_grad_()  # else the hook behind it warns
+    heat: np.ndarray = explainer(given, class_idx=label)[0, 0].detach().float().cpu().numpy()
     return heat
 
 
@@ -143,7 +145,15 @@ def _pointing(heats: Sequence[np.ndarray], masks: np.ndarray, name: str) -> Loca
         centre_energy_inside=float(np.mean([cam.energy_inside(prior, m) for m in masks])),
         grid=(depth, height, width),
         name=name,
+        swapped_hit_rate=_swapped(heats, masks),
     )
+
+
+def _swapped(heats: Sequence[np.ndarray], masks: np.ndarray) -> float | None:
+    """Hits of the maps of the next few scans on each scan's lesion; None where there is no other scan."""
+    shifts = range(1, min(SWAPS, len(heats) - 1) + 1)
+    hits = [cam.lesion_hit(heats[(i + shift) % len(heats)], mask) for shift in shifts for i, mask in enumerate(masks)]
+    return float(np.mean(hits)) if hits else None
 
 
 def draw_examples(maps: np.ndarray, winner: Candidate, packed: packed_data.Packed, config: Config) -> list[Example]:

@@ -61,7 +61,9 @@ def render(context: ReportContext) -> str:
             for t in (1.0, winner.temperature)
         ],
         poor=[
-            one.name for one in context.localisations if one.hit_rate <= max(one.centre_hit_rate, one.random_hit_rate)
+            one.name
+            for one in context.localisations
+            if one.hit_rate <= max(one.centre_hit_rate, one.random_hit_rate, one.swapped_hit_rate or 0.0)
         ],
         columns=COLUMNS,
         charts=_charts(context, winner),

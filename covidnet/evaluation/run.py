@@ -15,7 +15,7 @@ import torch
 from covidnet import folder
 from covidnet.config import Config
 from covidnet.data import packed as packed_data
-from covidnet.data.audit import audit_packed
+from covidnet.data.audit import findings_of
 from covidnet.evaluation import (
     bootstrap,
     calibration,
@@ -91,7 +91,7 @@ def run(
         by_patient=_by_patient(winner, config),
         subgroups=_subgroups(winner, dataset, config),
         uses=uses,
-        audit=[finding.message for finding in audit_packed(dataset).findings],
+        audit=[finding.message for finding in findings_of(dataset)],
         dataset=_dataset(config, dataset, packed),
         provenance={
             "versions": folder.versions(),

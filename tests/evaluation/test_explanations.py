@@ -70,6 +70,8 @@ def test_hits_are_counted_over_right_predictions_with_a_lesion_in_all_and_by_cla
         ("NCP", 2, 0.5),
         ("CP", 1, 1.0),
     ]
+    # of scans 0, 1 and 3 the second's map misses, and every map is laid over both other scans
+    assert [one.swapped_hit_rate for one in found] == [4 / 6, 0.5, None]
     assert not explanations.localise(
         maps, Candidate("retrain/S", "s", {}, predictions, predictions, 1.0), Packed(packed.scans, rows)
     )

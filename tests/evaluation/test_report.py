@@ -163,10 +163,22 @@ def test_search_that_beats_half_or_less_of_the_random_networks_says_so() -> None
     assert sentence in render(replace(minimal(), searches=[search(0.8, [0.7, 0.9])]))
 
 
-@pytest.mark.parametrize(("centre", "anywhere", "said"), [(0.3, 0.1, True), (0.1, 0.4, True), (0.1, 0.2, False)])
-def test_map_no_better_than_the_centre_or_anywhere_says_so(centre: float, anywhere: float, said: bool) -> None:
-    page = render(replace(minimal(), localisations=[Localisation(20, 0.3, centre, anywhere, 0.2, 0.1, (1, 2, 2))]))
-    assert ("Class activation map: no better than pointing at the centre or anywhere" in page) == said
+@pytest.mark.parametrize(
+    ("centre", "anywhere", "other", "said"),
+    [
+        (0.3, 0.1, 0.1, True),
+        (0.1, 0.4, 0.1, True),
+        (0.1, 0.2, 0.3, True),
+        (0.1, 0.2, 0.2, False),
+        (0.1, 0.2, None, False),
+    ],
+)
+def test_map_no_better_than_one_that_knows_nothing_of_the_scan_says_so(
+    centre: float, anywhere: float, other: float | None, said: bool
+) -> None:
+    found = Localisation(20, 0.3, centre, anywhere, 0.2, 0.1, (1, 2, 2), swapped_hit_rate=other)
+    page = render(replace(minimal(), localisations=[found]))
+    assert ("Class activation map: no better than pointing at the centre, anywhere" in page) == said
 
 
 def test_withheld_intervals_and_undefined_figures_are_named() -> None:

@@ -27,7 +27,9 @@ from covidnet.data.audit.shortcuts import Shortcut
 from covidnet.data.audit.signatures import signatures
 from covidnet.errors import CovidnetError
 
-__all__ = ["Audit", "Entry", "Finding", "audit", "audit_packed", "audit_splits", "require_clean", "write"]
+__all__ = [
+    "Audit", "Entry", "Finding", "audit", "audit_packed", "audit_splits", "findings_of", "require_clean", "write",
+]  # fmt: skip
 
 JSON_NAME, PAGE_NAME = "audit.json", "audit.html"
 Spread = dict[str, dict[str, list[float]]]  # property to class to [least, lower quartile, median, upper quartile, most]
@@ -147,8 +149,19 @@ def write(folder: Path) -> Audit:
     return found
 
 
+def findings_of(folder: Path) -> list[Finding]:
+    """A dataset's findings: those of its `audit.json`, if that is of the very bytes that lie there, else of an audit now."""
+    try:
+        tree = json.loads((folder / JSON_NAME).read_text())
+        if tree["of"] == _state(folder):
+            return [Finding(**item) for item in tree["findings"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return list(audit_packed(folder).findings)
+
+
 def require_clean(folder: Path, allow: Sequence[str]) -> None:
-    """Refuse a dataset that leaks. Its `audit.json` is believed for the very bytes that it was made of, and for no other.
+    """Refuse a dataset that leaks.
 
     Args:
         folder: packed dataset.
@@ -157,13 +170,7 @@ def require_clean(folder: Path, allow: Sequence[str]) -> None:
     Raises:
         CovidnetError: it leaks; says how, and how to override.
     """
-    try:
-        tree = json.loads((folder / JSON_NAME).read_text())
-        findings = [Finding(**item) for item in tree["findings"]] if tree["of"] == _state(folder) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        findings = None
-    if findings is None:
-        findings = list(audit_packed(folder).findings)
+    findings = findings_of(folder)
     stopping = leaks.stopping(findings, allow)
     if stopping:
         kinds = ", ".join(sorted({finding.kind for finding in stopping} | set(allow)))
