@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 
 from covidnet.errors import CovidnetError
 from covidnet.evaluation.metrics import FloatArray
@@ -90,7 +90,7 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
     Source: Liu et al., NeurIPS 2020, eq. 3.
     """
     z = np.asarray(logits, dtype=np.float64)
-    scores: FloatArray = -temperature * logsumexp(z / temperature, axis=1)
+    scores: FloatArray = -temperature * np.logaddexp.reduce(z / temperature, axis=1)
     return scores
 
 

@@ -10,6 +10,7 @@ throw away all but the classes. So every engine, TorchServe included, flags the 
 """
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -122,21 +123,49 @@ def fit(train: np.ndarray, validation: np.ndarray, false_alarm_rate: float) -> D
 
 
 def _features(volumes: np.ndarray) -> FloatArray:
-    grey = volumes.astype(np.float64)  # (N, D, H, W)
-    mean, square = _cells(grey), _cells(grey**2)
+    mean, square = _cells(volumes)
     spread = np.sqrt(np.maximum(square - mean**2, 0))
-    steps = [np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2, 3)]
-    return np.concatenate([mean, spread, np.stack(steps, axis=1)], axis=1)
+    return np.concatenate([mean, spread, _steps(volumes)], axis=1)
 
 
-def _cells(volumes: FloatArray) -> FloatArray:
-    """Means of `CELLS`, ``(N, cells)``."""
-    for axis, cells in enumerate(CELLS, start=1):
-        edges = np.linspace(0, volumes.shape[axis], cells + 1).round().astype(int)
-        shape = [1] * volumes.ndim
-        shape[axis] = cells
-        volumes = np.add.reduceat(volumes, edges[:-1], axis=axis) / np.diff(edges).reshape(shape)
-    return volumes.reshape(len(volumes), -1)
+def _cells(volumes: np.ndarray) -> tuple[FloatArray, FloatArray]:
+    """Means of `CELLS` and of their squares, ``(N, cells)``.
+
+    Exact, and a tenth of the time of float64, which every request would pay: float32 has all whole numbers below 2^24,
+    the sum of 258 squares of a grey level, and the slices of one cell stay in the processor's cache.
+    """
+    sums, squares = [], []
+    for first, last in pairwise(_edges(volumes.shape[1], CELLS[0])):
+        grey = volumes[:, first:last].astype(np.float32)  # (N, d, H, W)
+        sums.append(grey.sum(axis=1).astype(np.float64) / (last - first))
+        grey *= grey
+        squares.append(grey.sum(axis=1).astype(np.float64) / (last - first))
+    return _in_plane(np.stack(sums, axis=1)), _in_plane(np.stack(squares, axis=1))
+
+
+def _in_plane(planes: FloatArray) -> FloatArray:
+    """Means of the cells of ``(N, d, H, W)`` along H and W, ``(N, cells)``."""
+    for axis, cells in ((2, CELLS[1]), (3, CELLS[2])):
+        edges = _edges(planes.shape[axis], cells)
+        widths = np.diff(edges).reshape([-1 if a == axis else 1 for a in range(planes.ndim)])
+        planes = np.add.reduceat(planes, edges[:-1], axis=axis) / widths
+    return planes.reshape(len(planes), -1)
+
+
+def _edges(length: int, cells: int) -> np.ndarray:
+    return np.linspace(0, length, cells + 1).round().astype(int)
+
+
+def _steps(volumes: np.ndarray) -> FloatArray:
+    """Mean step between neighbours along D, H and W, ``(N, 3)``; in bytes, for the same reason."""
+    means = []
+    for axis in (1, 2, 3):
+        along = np.moveaxis(volumes, axis, 0)
+        steps = np.maximum(along[1:], along[:-1])
+        steps -= np.minimum(along[1:], along[:-1])
+        steps = np.moveaxis(steps, 0, axis)  # (N, D, H, W), shorter by one along the axis
+        means.append(steps.sum(axis=1, dtype=np.uint32).mean(axis=(1, 2)) / steps.shape[1])
+    return np.stack(means, axis=1)
 
 
 def _normal(known: FloatArray) -> tuple[FloatArray, FloatArray]:
