@@ -26,7 +26,8 @@ from serving.monitoring.observer import Observer
 from serving.protocol import Request, Source, V1Body, V2Body
 
 NAME = "covidnet"
-MAX_BATCH, MAX_WAIT_S, MAX_BATCH_S = 8, 0.002, 0.25
+MAX_WAIT_S, MAX_BATCH_S = 0.002, 0.25
+TOGETHER = 8  # scans of one request that wait for the network at a time
 
 T = TypeVar("T")
 
@@ -43,9 +44,7 @@ class Predictor(Model):
         super().__init__(NAME)
         self.bundle = bundle
         self.spec = Spec.from_dict(bundle.preprocess)
-        self._batcher = Batcher(
-            engine.run, max_batch=max(MAX_BATCH, engine.batch), max_wait_s=MAX_WAIT_S, max_batch_s=MAX_BATCH_S
-        )
+        self._batcher = Batcher(engine.run, max_batch=engine.batch, max_wait_s=MAX_WAIT_S, max_batch_s=MAX_BATCH_S)
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._decoders = ThreadPoolExecutor(decode.PROCESSES, thread_name_prefix="decode")
         self._painter = ThreadPoolExecutor(1, thread_name_prefix="paint")
@@ -183,8 +182,8 @@ class Predictor(Model):
     async def _run(self, scans: Sequence[Decoded]) -> list[Answer]:
         """A few at a time, so that one large request doesn't hold up the others for long."""
         found: list[Answer] = []
-        for start in range(0, len(scans), self._batcher.max_batch):
-            chunk = scans[start : start + self._batcher.max_batch]
+        for start in range(0, len(scans), TOGETHER):
+            chunk = scans[start : start + TOGETHER]
             rows = await asyncio.gather(*(self._batcher.submit(scan.prepared.volume) for scan in chunk))
             found += [self._answer(scan, row) for scan, row in zip(chunk, rows, strict=True)]
         for answer, scan in zip(found, scans, strict=True):

@@ -20,8 +20,10 @@ class Network:
         self.batches: list[int] = []
         self.free = threading.Event()
         self.free.set()
+        self.asked = threading.Event()
 
     def run(self, batch: np.ndarray) -> Outputs:
+        self.asked.set()
         self.free.wait()
         self.batches.append(len(batch))
         if len(batch) >= self.slow_from:
@@ -39,16 +41,42 @@ def volume(value: int) -> np.ndarray:
     return np.full(SIZE, value, np.uint8)
 
 
-async def submit_many(made: Batcher, values: range) -> list[Row]:
-    return list(await asyncio.gather(*(made.submit(volume(value)) for value in values)))
+async def submit_while_busy(made: Batcher, network: Network, values: range) -> list[Row]:
+    """The first one alone, and all others before it is answered."""
+    network.free.clear()
+    first = asyncio.create_task(made.submit(volume(values[0])))
+    while not network.asked.is_set():
+        await asyncio.sleep(0.001)
+    others = [asyncio.create_task(made.submit(volume(value))) for value in values[1:]]
+    await asyncio.sleep(0)
+    network.free.set()
+    return list(await asyncio.gather(first, *others))
 
 
 def test_volumes_that_wait_together_run_together_and_each_gets_its_own_answer() -> None:
     network = Network()
-    rows = asyncio.run(submit_many(batcher(network.run), range(10)))
+    rows = asyncio.run(submit_while_busy(batcher(network.run), network, range(10)))
     assert [int(row.logits[0]) for row in rows] == list(range(10))
-    assert sum(network.batches) == 10
-    assert network.batches == [4, 4, 2]
+    assert network.batches == [1, 4, 4, 1]
+
+
+def test_the_next_batch_starts_while_the_event_loop_is_busy() -> None:
+    network = Network()
+
+    async def busy() -> int:
+        made = batcher(network.run, max_batch=1)
+        network.free.clear()
+        tasks = [asyncio.create_task(made.submit(volume(value))) for value in range(3)]
+        await asyncio.sleep(0)
+        network.free.set()
+        deadline = time.monotonic() + 10
+        while len(network.batches) < 3 and time.monotonic() < deadline:
+            time.sleep(0.001)  # the loop stands still
+        count = len(network.batches)
+        await asyncio.gather(*tasks)
+        return count
+
+    assert asyncio.run(busy()) == 3
 
 
 def test_a_single_volume_is_not_kept_waiting_for_company() -> None:
@@ -66,9 +94,9 @@ def test_a_single_volume_is_not_kept_waiting_for_company() -> None:
 def test_where_others_came_along_last_time_a_volume_waits_for_them_and_no_longer_than_the_bound() -> None:
     network = Network()
 
-    async def two_then_one_then_another() -> float:
+    async def two_twice_then_one() -> float:
         made = batcher(network.run, max_wait_s=1.0)
-        await submit_many(made, range(2))
+        await submit_while_busy(made, network, range(3))
         first = asyncio.create_task(made.submit(volume(7)))
         await asyncio.sleep(0.02)
         await asyncio.gather(first, made.submit(volume(8)))
@@ -76,8 +104,8 @@ def test_where_others_came_along_last_time_a_volume_waits_for_them_and_no_longer
         await made.submit(volume(9))
         return time.perf_counter() - start
 
-    alone_s = asyncio.run(two_then_one_then_another())
-    assert network.batches == [2, 2, 1]
+    alone_s = asyncio.run(two_twice_then_one())
+    assert network.batches == [1, 2, 2, 1]
     assert alone_s > 0.99
 
 
