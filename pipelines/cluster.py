@@ -11,6 +11,7 @@ from covidnet.folder import WORKSPACE
 RAW_SCANS, SHARED = "/data", "/workspace"
 AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _HOUR_SECONDS = 3600
+_USER = 1000  # of components/Containerfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ class Cluster:
 
     def light(self, task: dsl.PipelineTask, hours: int = 1) -> dsl.PipelineTask:
         """A task of seconds that reads small files, or waits."""
-        kubernetes.set_timeout(task, hours * _HOUR_SECONDS)
-        task.set_caching_options(self.cached)
+        self._run(task, hours)
         return task.set_cpu_request("500m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("4Gi")
 
     def telling(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -59,8 +59,7 @@ class Cluster:
         self._mount(task)
         if self.key_secret:
             kubernetes.use_secret_as_env(task, self.key_secret, {"key": "COVIDNET_PATIENT_KEY"})
-        kubernetes.set_timeout(task, 12 * _HOUR_SECONDS)
-        task.set_caching_options(self.cached)
+        self._run(task, hours=12)
         task.set_cpu_request("4").set_cpu_limit("16").set_memory_request("8Gi").set_memory_limit("32Gi")
         return self._retried(task)
 
@@ -81,10 +80,15 @@ class Cluster:
         # PyTorch hands batches between processes through /dev/shm, and containers have 64 MiB of it
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="4Gi")
         self._mount_workspace(task)
-        kubernetes.set_timeout(task, 72 * _HOUR_SECONDS)
-        task.set_caching_options(self.cached)
+        self._run(task, hours=72)
         task.set_cpu_request("2").set_cpu_limit("8").set_memory_request("6Gi").set_memory_limit("24Gi")
         return self._retried(task)
+
+    def _run(self, task: dsl.PipelineTask, hours: int) -> None:
+        kubernetes.set_timeout(task, hours * _HOUR_SECONDS)
+        task.set_caching_options(self.cached)
+        # the image's user, said to Kubernetes, too: without it a namespace under restricted Pod Security refuses the pod
+        kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
 
     def _mount(self, task: dsl.PipelineTask) -> None:
         if self.data_claim:

@@ -144,6 +144,8 @@ def test_a_branch_becomes_the_commit_that_every_task_then_reads(tmp_path):
     data = config.parse(json.loads(first.ingest)).data
     assert data.revision == git("rev-parse", "HEAD").strip()
     assert configured(**raw, data_revision=first.data_revision).data_revision == first.data_revision
+    with pytest.raises(UsageError, match=r"data.revision v7: .*give a branch, tag or commit that the repository has"):
+        configured(**{**raw, "overrides": ["data.revision=v7"]})
     (tmp_path / "raw" / "a.nii.gz").write_bytes(b"2")
     git("commit", "-qam", "others")
     with pytest.raises(UsageError, match=f"data revision {first.data_revision} is not here: data.revision "):
@@ -174,6 +176,7 @@ def test_other_classes_pass_through_every_part():
         ({"gate_margin": "2"}, "gate.margin"),
         ({"gate_at_least": "[accuracy]"}, "gate.at_least"),
         ({"service": "Not A Name"}, "deploy.service"),
+        ({"overrides": ["deploy.registry=model-registry-service:8080"]}, "deploy.registry"),
         ({"nodes": 0}, "expected nodes of 1 to 256"),
         ({"shards": 0}, "expected shards of 1 to 256"),
         ({"gpus": -1}, "gpus of 0 to 16"),

@@ -245,3 +245,10 @@ def test_every_pod_has_limits_and_a_deadline(plain):
     pods = pods_of(plain)
     assert set(pods) == set(executors_of(plain))
     assert all(int(pod["activeDeadlineSeconds"]) >= 3600 for pod in pods.values())
+
+
+def test_every_pod_runs_as_the_images_user_which_restricted_pod_security_asks_for(plain, repository):
+    assert "\nUSER 1000:1000\n" in (repository / "components/Containerfile").read_text()
+    assert set(pods_of(plain)) == set(executors_of(plain))
+    expected = {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+    assert all(pod["securityContext"] == expected for pod in pods_of(plain).values())
