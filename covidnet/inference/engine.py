@@ -13,8 +13,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
@@ -106,6 +107,19 @@ def load(
             together.
         CovidnetError: the engine refuses the model.
     """
+    return prepare(bundle, device, engine, threads, precision, measure=measure)()
+
+
+def prepare(
+    bundle: Bundle,
+    device: Device = "auto",
+    engine: Name = "auto",
+    threads: int = 0,
+    precision: Precision = "float32",
+    *,
+    measure: bool = False,
+) -> Callable[[], Engine]:
+    """`load` in two steps: the engine is chosen and imported now, the network opened by the call of what is returned."""
     from covidnet.inference import selection
 
     _require_accepted(bundle, precision)
@@ -121,9 +135,15 @@ def load(
         if ranked:
             engine = ranked[0]
             reason = "measured here: " + ", ".join(f"{name} {(times_ms or {})[name]:.1f} ms" for name in ranked)
-    loaded = open_model(model, device, engine, threads, precision)
-    _log.info("bundle %s runs on %s (%s)", bundle.version, loaded.name, reason)
-    return loaded
+    chosen = _choose(device, engine, precision)
+    import_module("openvino" if chosen == "openvino" else "onnxruntime")
+
+    def opened() -> Engine:
+        loaded = open_model(model, device, chosen, threads, precision)
+        _log.info("bundle %s runs on %s (%s)", bundle.version, loaded.name, reason)
+        return loaded
+
+    return opened
 
 
 def open_model(

@@ -26,7 +26,8 @@ from covidnet.errors import CovidnetError, ScanError, UsageError
 from covidnet.evaluation.calibration import energy
 from covidnet.export.bundle import Bundle
 from covidnet.inference import maps
-from covidnet.inference.engine import Device, Engine, Name, Outputs, Precision, load
+from covidnet.inference.engine import Device, Engine, Name, Outputs, Precision
+from covidnet.inference.engine import prepare as prepare_engine
 
 OUT_OF_DISTRIBUTION, NO_LUNGS_FOUND = "out-of-distribution", "no-lungs-found"
 # Threads, so scans in memory beside the current one. Decompressing and resampling run outside of Python's lock.
@@ -69,9 +70,9 @@ def predict(
 
     Yields:
         per scan its number ``scan`` (of ``ordinals``; a path may carry a patient's name), what `interpret` says,
-        ``seconds`` of ``decode``, ``preprocess`` and ``inference``, the version of the ``bundle``, and where asked for
-        ``overlays`` (format to file) and ``overlay`` (the PNG), or ``explain_error`` where the scan has no map in such a
-        format. A scan that can't be read: ``scan`` and ``error``.
+        ``seconds`` of ``decode``, ``preprocess`` and ``inference``, the version of the ``bundle``, its ``precision`` if not
+        float32, and where asked for ``overlays`` (format to file) and ``overlay`` (the PNG), or ``explain_error`` where
+        the scan has no map in such a format. A scan that can't be read: ``scan`` and ``error``.
 
     Raises:
         CovidnetError: the bundle is damaged, or the engine refuses it.
@@ -81,12 +82,14 @@ def predict(
     spec = Spec.from_dict(opened.preprocess)
     maps.require(formats)
     many = isinstance(paths, Sequence) and len(paths) >= MEASURE_FROM
-    # before the decoders start: importing an engine beside them was seen to hang
-    network = load(opened, device, engine, threads, precision, measure=many)
+    # imported before the decoders start, beside which it was seen to hang; opened while they are at work
+    open_network = prepare_engine(opened, device, engine, threads, precision, measure=many)
     numbers = iter(ordinals) if ordinals is not None else count(1)
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
     try:
-        for group in _decode_ahead(pool, map(Path, paths), spec, network.batch, keep_scan=explain is not None):
+        decoding = _DecodeAhead(pool, map(Path, paths), spec, keep_scan=explain is not None)
+        network = open_network()
+        for group in decoding.groups(network.batch):
             for path, decoded, outputs in _run(network, group):
                 ordinal = next(numbers)
                 if isinstance(decoded, str):
@@ -97,7 +100,7 @@ def predict(
                     **interpret(outputs.logits[0], outputs.probabilities[0], decoded.prepared, opened),
                     "seconds": {stage: round(value, 4) for stage, value in decoded.seconds.items()},
                     "bundle": opened.version,
-                }
+                } | ({"precision": precision} if precision != "float32" else {})
                 if explain is not None:
                     name = f"{ordinal:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', result['label'])}"
                     explained = _explained(path, decoded, outputs, result, opened, spec)
@@ -140,31 +143,29 @@ def interpret(logits: np.ndarray, probabilities: np.ndarray, prepared: Prepared,
 _Group = list[tuple[Path, "Future[_Decoded]"]]
 
 
-def _decode_ahead(
-    pool: ThreadPoolExecutor, paths: Iterator[Path], spec: Spec, batch: int, *, keep_scan: bool
-) -> Iterator[_Group]:
-    """Groups of up to ``batch`` scans in their order: the next one, which may still be decoded, and those that are ready.
+class _DecodeAhead:
+    """Scans that are being decoded from now on, in their order.
 
-    Decoding starts at once. As many prepared volumes wait as are being decoded, so that a slow scan at the head of the
-    line doesn't idle the other decoders; scans that keep their voxels don't wait, for memory's sake.
+    As many prepared volumes wait as are being decoded, so that a slow scan at the head of the line doesn't idle the other
+    decoders; scans that keep their voxels don't wait, for memory's sake.
     """
 
-    def submitted(wanted: int) -> Iterator[tuple[Path, Future[_Decoded]]]:
-        return ((path, pool.submit(_decode, path, spec, keep_scan)) for path in islice(paths, wanted))
+    def __init__(self, pool: ThreadPoolExecutor, paths: Iterator[Path], spec: Spec, *, keep_scan: bool) -> None:
+        self._begun = ((path, pool.submit(_decode, path, spec, keep_scan)) for path in paths)
+        self._ahead = DECODERS if keep_scan else 2 * DECODERS
+        self._waiting = deque(islice(self._begun, self._ahead))
 
-    ahead = (DECODERS if keep_scan else 2 * DECODERS) + batch - 1
-    waiting = deque(submitted(ahead))
-
-    def handed_out() -> Iterator[_Group]:
+    def groups(self, batch: int) -> Iterator[_Group]:
+        """Up to ``batch`` scans each: the next one, which may still be decoded, and those that are ready."""
+        waiting = self._waiting
+        waiting.extend(islice(self._begun, batch - 1))
         while waiting:
             waiting[0][1].exception()  # waits
             group = [waiting.popleft()]
             while waiting and len(group) < batch and waiting[0][1].done():
                 group.append(waiting.popleft())
-            waiting.extend(submitted(len(group)))
+            waiting.extend(islice(self._begun, len(group)))
             yield group
-
-    return handed_out()
 
 
 def _run(network: Engine, group: _Group) -> Iterator[tuple[Path, _Decoded | str, Outputs]]:
