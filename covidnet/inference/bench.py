@@ -107,20 +107,22 @@ def picture(found: dict[str, Any], out: Path) -> None:
     except ModuleNotFoundError:
         raise UsageError("the picture is drawn with matplotlib; pip install matplotlib") from None
     rows = found["rows"][::-1]
-    figure = Figure(figsize=(10, 1.9 + 0.34 * len(rows)), layout="constrained", dpi=130)
-    bars, shares = figure.subplots(2, 1, height_ratios=(max(2.0, 0.34 * len(rows)), 0.8))
+    figure = Figure(figsize=(10, 1.9 + 0.3 * len(rows)), layout="constrained", dpi=110)
+    bars, shares = figure.subplots(2, 1, height_ratios=(max(2.0, 0.3 * len(rows)), 0.6))
+    counts = {row["threads"] for row in rows}
     labels = [
-        f"{row['engine']} {row['precision']}, batch {row['batch']}, {row['threads'] or 'all'} threads" for row in rows
+        f"{row['engine']} {row['precision']}, batch {row['batch']}"
+        + (f", {row['threads'] or 'all'} threads" if len(counts) > 1 else "")
+        for row in rows
     ]
-    medians = np.array([row["p50_ms"] for row in rows])
-    tails = np.array([row["p99_ms"] for row in rows])
+    medians, tails = (np.array([row[key] / row["batch"] for row in rows]) for key in ("p50_ms", "p99_ms"))
     colors = ["#1f6f8b" if row["engine"] == "openvino" else "#c8793c" for row in rows]
     bars.barh(labels, medians, xerr=[np.zeros(len(rows)), tails - medians], color=colors, ecolor="#444444", capsize=2)
     for at, row in enumerate(rows):
-        text = f"  {row['p50_ms']:.3g} ms, {row['scans_per_s']:.0f} scans/s, {row['peak_mib']} MiB"
+        text = f"  {medians[at]:.3g} ms, {row['scans_per_s']:.0f} scans/s, {row['peak_mib']} MiB"
         bars.annotate(text, (tails[at], at), va="center", fontsize=8)
-    bars.set_xlim(0, tails.max() * 1.45)
-    bars.set_xlabel("ms per run: median, whisker to the 99th percentile")
+    bars.set_xlim(0, tails.max() * 1.35)
+    bars.set_xlabel("ms per scan: median, whisker to the 99th percentile; scans per second; peak memory of the process")
     bars.spines[["top", "right"]].set_visible(False)
     left, total = 0.0, sum(found["phases"].values())
     for (name, value), color in zip(found["phases"].items(), ("#c8793c", "#d9b44a", "#1f6f8b"), strict=True):
@@ -132,7 +134,8 @@ def picture(found: dict[str, Any], out: Path) -> None:
     shares.set_xlabel("ms of one scan, from file to answer")
     shares.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
     shares.spines[["top", "right", "left"]].set_visible(False)
-    figure.suptitle(f"{found['machine']['processor']}, {found['machine']['cores']} cores", fontsize=10)
+    machine = f"{found['machine']['processor']}, {found['machine']['cores']} cores"
+    figure.suptitle(f"Bundle {found['bundle']} on {machine}, {found['date']}", fontsize=10)
     figure.savefig(out)
 
 
@@ -190,10 +193,11 @@ def _phases(bundle: Bundle, scan: Path | None, device: Device) -> dict[str, floa
     """Median seconds of decoding, preprocessing and inference of one scan."""
     spec = Spec.from_dict(bundle.preprocess)
     network = engine.load(bundle, device)
+    network.run(np.zeros((1, 1, *network.size), np.uint8))
     with tempfile.TemporaryDirectory() as folder:
         path = scan or demo_scan(Path(folder))
         times = []
-        for _ in range(3):
+        for _ in range(5):
             marks = [time.perf_counter()]
             decoded = read_scan(path)
             marks.append(time.perf_counter())
