@@ -47,6 +47,7 @@ class Options:
         tls: certificate for both ports.
         behind_gateway: a gateway has tokens, TLS and limits per client; the server may then listen anywhere without.
         gpu: run the network on a CUDA GPU.
+        precision: one that the bundle's export accepted.
     """
 
     bundle: str
@@ -57,6 +58,7 @@ class Options:
     tls: Tls | None = None
     behind_gateway: bool = False
     gpu: bool = False
+    precision: engine.Precision = "float32"
 
 
 def serve(options: Options) -> None:
@@ -87,7 +89,7 @@ async def run(options: Options) -> None:
     _check_tls(options.tls)
     with tempfile.TemporaryDirectory(prefix="covidnet-bundle-") as folder:
         bundle = Bundle.load(storage.fetch(options.bundle, Path(folder)))
-        network = engine.load(bundle, "gpu" if options.gpu else "cpu")
+        network = engine.load(bundle, "gpu" if options.gpu else "cpu", precision=options.precision)
         predictor = Predictor(bundle, network)
         predictor.load()
         await _serve(options, predictor, clients, stop)

@@ -58,7 +58,7 @@ def predict(
         from covidnet.export.bundle import Bundle
         from covidnet.inference.many import classify
 
-        counts = classify(scans, out, Bundle.load(bundle).version, answers)
+        counts = classify(scans, out, Bundle.load(bundle).version, answers, precision)
         say(counts, out, as_json)
         if counts["failed"]:
             raise typer.Exit(1)
@@ -117,14 +117,18 @@ def bench(
     if as_json:
         print(json.dumps(found))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("engine", "precision", "batch", "threads", "load ms", "p50 ms", "p99 ms", "scans/s", "peak MiB")
+    table = Table(
+        "engine", "precision", "batch", "threads", "load ms", "p50 ms", "p99 ms", "scans/s", "MiB", box=box.SIMPLE
+    )
     for row in found["rows"]:
         cells = ("engine", "precision", "batch", "threads", "load_ms", "p50_ms", "p99_ms", "scans_per_s", "peak_mib")
         table.add_row(*(str(row[cell] or "all") if cell == "threads" else str(row[cell]) for cell in cells))
     console = Console()
+    console.width = max(console.width, 100)  # into a file too, every column whole
     console.print(
         f"{found['machine']['processor']}, {found['machine']['cores']} cores, load {found['machine']['load']}"
     )
@@ -151,6 +155,7 @@ def serve(
         bool, typer.Option("--behind-gateway", help="A gateway in front has tokens, TLS and limits per client.")
     ] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Run the network on a CUDA GPU.")] = False,
+    precision: Annotated[str, typer.Option(help="float32, or one that the bundle accepted.")] = "float32",
 ) -> None:
     """Serve a bundle on this machine: page, REST and gRPC, model name `covidnet`."""
     if (tls_cert is None) != (tls_key is None):
@@ -163,7 +168,7 @@ def serve(
             f"covidnet serve needs {error.name}: run it in the repository after `pip install -e '.[serving]'`"
         ) from None
     tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
-    server.serve(server.Options(bundle, host, http_port, grpc_port, tokens, tls, behind_gateway, gpu))
+    server.serve(server.Options(bundle, host, http_port, grpc_port, tokens, tls, behind_gateway, gpu, precision))  # type: ignore[arg-type]
 
 
 @app.command(epilog=example("covidnet doctor", "covidnet doctor --json"))

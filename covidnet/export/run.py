@@ -1,6 +1,7 @@
 """The winner as a bundle, compared with torch on real batches before it is called done."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run(config: Config, dataset: Path, winner: Path, evaluated: Path, work: Path
     extras |= {bundle.PRECISION: (json.dumps(verdicts, indent=2) + "\n").encode()} if verdicts else {}
     extras |= {bundle.INT8: int8} if int8 else {}
     training = json.loads((winner / "metrics.json").read_text())
-    facts = _facts(config, packed, evaluated, description, training, temperature)
+    facts = _facts(config, packed, evaluated, description, training, temperature, verdicts)
     target = work / "bundle"
     if target.exists():  # of an interrupted run
         for file in target.iterdir():
@@ -93,6 +94,7 @@ def _facts(
     description: saved.Description,
     training: dict[str, Any],
     temperature: float,
+    verdicts: Mapping[str, Mapping[str, Any]],
 ) -> card.Facts:
     results = json.loads((evaluated / "results.json").read_text())
     patients = {split: len({packed.rows[i].patient_id for i in packed.split(split)}) for split in packed.count()}
@@ -112,5 +114,6 @@ def _facts(
         confidence=told["parameters"]["evaluate"]["confidence"],
         temperature=temperature,
         false_alarm_rate=config.export.false_alarm_rate,
+        precisions=verdicts,
         versions=told["versions"],
     )

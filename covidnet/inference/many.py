@@ -22,20 +22,23 @@ TABLES = (".csv", ".parquet")
 Answers = Callable[[Sequence[Path], Sequence[int]], Iterator[dict[str, Any]]]
 
 
-def classify(scans: Sequence[tuple[int, Path]], out: Path, version: str, answers: Answers) -> dict[str, int]:
+def classify(
+    scans: Sequence[tuple[int, Path]], out: Path, version: str, answers: Answers, precision: str = "float32"
+) -> dict[str, int]:
     """Answer the scans that ``out`` has no answer for yet.
 
     Args:
         scans: number in the user's list, and path, in the order of the answers.
         out: ``.jsonl``, or ``.csv`` or ``.parquet``, whose lines are kept beside it under the ending ``.jsonl``.
         version: of the bundle.
+        precision: in which the bundle answers.
         answers: given scans and their ordinals, yields an answer each; see `covidnet.inference.predict.predict`.
 
     Returns:
         counts: ``scans``, ``resumed`` (answered by an earlier run), ``failed``.
 
     Raises:
-        UsageError: another ending, answers of another bundle in the file, or another run is writing to it.
+        UsageError: another ending, answers of another bundle or precision in the file, or another run is writing to it.
     """
     if out.suffix not in (".jsonl", *TABLES):
         raise UsageError(f"--out {out}: expected a name that ends in .jsonl, .csv or .parquet")
@@ -44,7 +47,7 @@ def classify(scans: Sequence[tuple[int, Path]], out: Path, version: str, answers
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = out.with_suffix(".jsonl")
     with _opened(lines) as stream:
-        done = _answered(stream, lines, version)
+        done = _answered(stream, lines, version, precision)
         left = [(number, path) for number, path in scans if _name(path) not in done]
         failed = written = 0
         try:
@@ -85,7 +88,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         yield stream
 
 
-def _answered(stream: IO[str], path: Path, version: str) -> set[str]:
+def _answered(stream: IO[str], path: Path, version: str, precision: str) -> set[str]:
     """Names of the scans with an answer; takes out what a killed run left torn, and failures, which may pass now."""
     stream.seek(0)
     kept = {}
@@ -96,9 +99,10 @@ def _answered(stream: IO[str], path: Path, version: str) -> set[str]:
             continue
         if "error" in answer:
             continue
-        if answer.get("bundle") != version:
+        found = _source(answer.get("bundle"), answer.get("precision", "float32"))
+        if found != _source(version, precision):
             raise UsageError(
-                f"{path} has answers of bundle {answer.get('bundle')}, this one is {version}; "
+                f"{path} has answers of bundle {found}, this one is {_source(version, precision)}; "
                 "give another --out, or remove the file"
             )
         kept[answer["id"]] = line.rstrip("\n")
@@ -107,6 +111,10 @@ def _answered(stream: IO[str], path: Path, version: str) -> set[str]:
     stream.writelines(f"{line}\n" for line in kept.values())
     stream.flush()
     return set(kept)
+
+
+def _source(version: object, precision: str) -> str:
+    return str(version) if precision == "float32" else f"{version} in {precision}"
 
 
 def _write_table(answers: Sequence[dict[str, Any]], out: Path) -> None:

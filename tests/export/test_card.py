@@ -21,6 +21,7 @@ def facts() -> Facts:
         "confidence": 0.95,
         "temperature": 1.25,
         "false_alarm_rate": 0.05,
+        "precisions": {},
         "versions": {"torch": "2.13.0", "covidnet": "0.1.0"},
     }
 
@@ -45,6 +46,22 @@ def test_card_states_the_facts_and_the_limits(facts: Facts) -> None:
         assert f"## {heading}" in card.splitlines()
     assert "No output of this model is a diagnosis" in card
     assert "phantom" not in card
+
+
+def test_card_says_which_precisions_may_run(facts: Facts) -> None:
+    assert "Lower precision" not in model_card(facts)
+    figures = {"scans": 240, "changed": 1, "accuracy_difference": -1 / 240, "accuracy_interval": [-0.0125, 0.0]}
+    hits = {"cam_hit_rate": 0.8, "cam_hit_rate_float32": 0.81}
+    facts["precisions"] = {
+        "int8": {"accepted": False, "reason": "maps miss", **figures, **hits},
+        "float16": {"accepted": True, "reason": "", **figures, "cam_hit_rate": None, "cam_hit_rate_float32": None},
+        "bfloat16": {"accepted": False, "reason": "not tried: this CPU has none"},
+    }
+    lines = model_card(facts).splitlines()
+    assert "| int8 | refused: maps miss | 1 | -0.4 points (-1.2 to +0.0) | 80.0%, 81.0% |" in lines
+    assert "| float16 | accepted | 1 | -0.4 points (-1.2 to +0.0) | no masks, no masks |" in lines
+    assert "| bfloat16 | refused: not tried: this CPU has none | | | |" in lines
+    assert any("Tried on the 240 validation scans" in line for line in lines)
 
 
 def test_figures_of_phantoms_say_that_they_mean_nothing_for_patients(facts: Facts) -> None:

@@ -102,6 +102,8 @@ def test_answers_of_two_bundles_are_not_mixed(tmp_path: Path) -> None:
     before = (tmp_path / "a.jsonl").read_text()
     with pytest.raises(UsageError, match="has answers of bundle v1, this one is v2"):
         classify(SCANS, tmp_path / "a.jsonl", "v2", Answering())
+    with pytest.raises(UsageError, match="has answers of bundle v1, this one is v1 in int8"):
+        classify(SCANS, tmp_path / "a.jsonl", "v1", Answering(), "int8")
     assert (tmp_path / "a.jsonl").read_text() == before
 
 
