@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from covidnet import __version__
-from covidnet.errors import CovidnetError
+from covidnet.errors import CovidnetError, fault_of_machine
 
 PROVENANCE = "provenance.json"
 WORKSPACE = "COVIDNET_WORKSPACE"
@@ -45,6 +45,9 @@ def write(out: Path, stage: str, parameters: Mapping[str, Any], inputs: Mapping[
 
     Yields:
         the work folder to write into, or None when ``out`` is complete for the same parameters and inputs.
+
+    Raises:
+        CovidnetError: the disk is full or read-only, or memory ran out; what is done so far is kept.
     """
     digests = {name: digest(path) for name, path in inputs.items()}
     key = _key(stage, parameters, digests)
@@ -58,24 +61,25 @@ def write(out: Path, stage: str, parameters: Mapping[str, Any], inputs: Mapping[
         return
     work = target.with_name(target.name + ".partial")
     _claim(work, key)
-    started = time.monotonic()
-    yield work
-    provenance = {
-        "stage": stage,
-        "key": key,
-        "parameters": parameters,
-        "inputs": digests,
-        "versions": versions(),
-        "git_revision": git_revision(),
-        "seconds": round(time.monotonic() - started, 2),
-        "peak_memory_mib": peak_memory_mib(),
-        "outputs": sorted(str(p.relative_to(work)) for p in work.rglob("*") if p.is_file() and p.name != ".key"),
-    }
-    (work / ".key").unlink()
-    (work / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
-    _replace(target, lambda new: os.replace(work, new))
-    if target != out:
-        _replace(out, lambda new: shutil.copytree(target, new))
+    with _explained(stage, work):
+        started = time.monotonic()
+        yield work
+        provenance = {
+            "stage": stage,
+            "key": key,
+            "parameters": parameters,
+            "inputs": digests,
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_memory_mib": peak_memory_mib(),
+            "outputs": sorted(str(p.relative_to(work)) for p in work.rglob("*") if p.is_file() and p.name != ".key"),
+        }
+        (work / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+        _replace(target, lambda new: os.replace(work, new))
+        (target / ".key").unlink()  # as the last, so that a kill or a full disk before costs nothing
+        if target != out:
+            _replace(out, lambda new: shutil.copytree(target, new))
 
 
 def is_complete(out: Path, key: str | None = None) -> bool:
@@ -162,6 +166,22 @@ def peak_memory_mib() -> int:
     """Largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+@contextmanager
+def _explained(stage: str, work: Path) -> Iterator[None]:
+    """A full disk and the like end a stage with a message, whichever library met them."""
+    try:
+        yield
+    except CovidnetError:
+        raise
+    except Exception as error:
+        reason = fault_of_machine(error, work)
+        if reason is None:
+            raise
+        raise CovidnetError(
+            f"{stage} stopped: {reason}. What it had done is kept in {work}, the same command goes on from there"
+        ) from None
 
 
 def _replace(out: Path, make: Callable[[Path], object]) -> None:

@@ -194,6 +194,37 @@ def test_a_killed_search_leaves_nothing_whole_and_ends_right_when_run_again(chai
         assert (tmp_path / "results/search/S" / name).read_bytes() == (chain / "results/search/S" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("verb", "name", "files"),
+    [
+        ("baseline --model densenet3d121", "baseline/densenet3d121", ["model.safetensors", "metrics.json"]),
+        ("retrain", "retrain/S", ["model.safetensors", "metrics.json"]),
+        ("evaluate", "evaluate", ["test-covidnet3d-s.csv", "metrics.json"]),
+        ("export", "export", ["bundle/SHA256SUMS"]),
+    ],
+)
+def test_any_other_stage_may_be_killed_and_ends_right_when_run_again(chain, tmp_path, verb, name, files):
+    """As for the search above; `ingest` has a test of its own. No other result is touched."""
+    shutil.copytree(chain / "results", tmp_path / "results", ignore=shutil.ignore_patterns("logs"))
+    shutil.rmtree(tmp_path / "results" / name)
+    others = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("**/*.safetensors")}
+    (tmp_path / "params.yaml").write_text((chain / "params.yaml").read_text())
+    process = start(verb.split(), tmp_path)
+    partial = tmp_path / "results" / f"{name}.partial"
+    while not partial.is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.kill()
+    process.wait(timeout=60)
+    assert not (tmp_path / "results" / name).exists()
+    run(verb.split(), tmp_path)
+    for file in files:
+        assert (tmp_path / "results" / name / file).read_bytes() == (chain / "results" / name / file).read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert not list((tmp_path / "results").rglob("*.partial"))
+
+
 def test_a_changed_parameter_of_one_stage_leaves_the_others_complete(chain):
     _, err = run(["retrain", "-S", "evaluate.bootstrap=150"], chain)
     assert "nothing to do" in err

@@ -1,6 +1,7 @@
 """The packed dataset that `ingest` writes: one memory-mappable uint8 array, a manifest, and what was left out."""
 
 import csv
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -86,12 +87,12 @@ def read(folder: Path) -> Packed:
     """Open a packed dataset without reading its voxels.
 
     Raises:
-        CovidnetError: a file is missing, or the array and the manifest don't belong together.
+        CovidnetError: a file is missing or damaged, or the array and the manifest don't belong together.
     """
     for name in ("scans.npy", "manifest.csv"):
         if not (folder / name).is_file():
             raise CovidnetError(f"{folder} is not a packed dataset: {name} is missing; run `covidnet ingest` first")
-    scans = np.load(folder / "scans.npy", mmap_mode="r", allow_pickle=False)
+    scans = _mapped(folder / "scans.npy")
     rows = read_manifest(folder / "manifest.csv")
     if scans.dtype != np.uint8 or scans.ndim != 4 or len(scans) != len(rows):
         raise CovidnetError(
@@ -99,7 +100,33 @@ def read(folder: Path) -> Packed:
             f"found {scans.dtype} {scans.shape}; run `covidnet ingest` again"
         )
     lesions = folder / "lesions.npy"
-    return Packed(scans, rows, np.load(lesions, mmap_mode="r", allow_pickle=False) if lesions.is_file() else None)
+    return Packed(scans, rows, _mapped(lesions) if lesions.is_file() else None)
+
+
+def verify(folder: Path) -> None:
+    """Read all voxels and compare them with the manifest.
+
+    Raises:
+        CovidnetError: some aren't those that were ingested.
+    """
+    dataset = read(folder)
+    pairs = zip(dataset.rows, dataset.scans, strict=True)
+    altered = [row.scan_id for row, scan in pairs if hashlib.sha256(scan.tobytes()).hexdigest() != row.sha256]
+    if altered:
+        raise CovidnetError(
+            f"{folder / 'scans.npy'} is damaged: {len(altered)} of {len(dataset.rows)} scans, {altered[0]} first, have "
+            f"other voxels than manifest.csv says; remove {folder} and run `covidnet ingest` again"
+        )
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise CovidnetError(
+            f"{path} is damaged ({error}); remove {path.parent} and run `covidnet ingest` again"
+        ) from None
+    return array
 
 
 def read_manifest(path: Path) -> tuple[Row, ...]:

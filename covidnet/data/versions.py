@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from covidnet.config import Config, Data
-from covidnet.errors import CovidnetError, UsageError
+from covidnet.errors import CovidnetError, UsageError, fault_of_machine
 from covidnet.folder import WORKSPACE
 from covidnet.progress import progress
 
@@ -301,6 +301,8 @@ def _explained(data: Data) -> Iterator[None]:
     except ImportError as error:
         raise UsageError(f"data.revision needs DVC ({error}): pip install 'covidnet3d[pipelines]'") from None
     except Exception as error:
+        if fault_of_machine(error):
+            raise  # a full disk here is no fault of the remote
         if type(error).__name__ == "RevError":
             hint = "give a branch, tag or commit that the repository has"
         elif isinstance(error, FileNotFoundError):

@@ -58,8 +58,9 @@ def open_seal(log: Path, dataset: str, candidates: Mapping[str, str]) -> tuple[l
     use = Use(
         datetime.now(UTC).isoformat(timespec="seconds"), dataset, dict(candidates), folder.git_revision() or "unknown"
     )
-    with log.open("a") as stream:
-        stream.write(json.dumps(asdict(use)) + "\n")
+    partial = log.with_name(log.name + ".partial")  # a full disk must not leave half a line
+    partial.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*uses, use]))
+    partial.replace(log)
     return [*ours, use], True
 
 

@@ -1,13 +1,14 @@
 """Classify many scans into a file, so that an interrupted run goes on where it stopped and machines share the work.
 
-Answers are appended as JSON lines, one per scan and flushed at once: that file is what a resumed run reads. A table (CSV or
-Parquet) is made from it when all scans are done. A scan is named by its number in the list and by a pseudonym of its path,
-never by the path, which may carry a patient's name.
+Answers are appended as JSON lines, one per scan and flushed at once: that file is what a resumed run reads, and no answer in
+it is written again before all are there, so that none can be lost. A table (CSV or Parquet) is made from it at the end. A
+scan is named by its number in the list and by a pseudonym of its path, never by the path, which may carry a patient's name.
 """
 
 import csv
 import fcntl
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ def classify(
         counts: ``scans``, ``resumed`` (answered by an earlier run), ``failed``.
 
     Raises:
-        UsageError: another ending, answers of another bundle or precision in the file, or another run is writing to it.
+        UsageError: another ending, answers of another bundle or precision, or other things, in the file, or another run is
+            writing to it.
     """
     if out.suffix not in (".jsonl", *TABLES):
         raise UsageError(f"--out {out}: expected a name that ends in .jsonl, .csv or .parquet")
@@ -65,9 +67,9 @@ def classify(
                 f"covidnet: interrupted; {lines} has {kept} of {len(scans)}, the same command goes on", file=sys.stderr
             )
             raise
+        answers_of_all = _without_old_failures(stream, lines)
         if out.suffix in TABLES:
-            stream.seek(0)
-            _write_table([json.loads(line) for line in stream], out)
+            _write_table(answers_of_all, out)
     return {"scans": len(scans), "resumed": len(scans) - len(left), "failed": failed}
 
 
@@ -89,28 +91,36 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 def _answered(stream: IO[str], path: Path, version: str, precision: str) -> set[str]:
-    """Names of the scans with an answer; takes out what a killed run left torn, and failures, which may pass now."""
+    """Names of the scans with an answer; takes out what a killed run left torn."""
     stream.seek(0)
-    kept = {}
-    for line in stream:
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            continue
-        if "error" in answer:
-            continue
-        found = _source(answer.get("bundle"), answer.get("precision", "float32"))
-        if found != _source(version, precision):
-            raise UsageError(
-                f"{path} has answers of bundle {found}, this one is {_source(version, precision)}; "
-                "give another --out, or remove the file"
-            )
-        kept[answer["id"]] = line.rstrip("\n")
+    text = stream.read()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        os.truncate(path, len(whole.encode()))
+    try:
+        done = [answer for answer in map(json.loads, whole.splitlines()) if "error" not in answer]
+    except ValueError:
+        raise UsageError(f"{path} has lines that are no answers; give another --out, or mend it") from None
+    sources = {_source(answer.get("bundle"), answer.get("precision", "float32")) for answer in done}
+    if other := sources - {_source(version, precision)}:
+        raise UsageError(
+            f"{path} has answers of bundle {other.pop()}, this one is {_source(version, precision)}; "
+            "give another --out, or remove the file"
+        )
+    return {answer["id"] for answer in done}
+
+
+def _without_old_failures(stream: IO[str], path: Path) -> list[dict[str, Any]]:
+    """The answers, one line each; failures that passed, or failed again, later on are taken out of the file, too."""
     stream.seek(0)
-    stream.truncate()
-    stream.writelines(f"{line}\n" for line in kept.values())
-    stream.flush()
-    return set(kept)
+    answers = [json.loads(line) for line in stream]
+    last = {answer["id"]: place for place, answer in enumerate(answers)}
+    kept = [one for place, one in enumerate(answers) if "error" not in one or last[one["id"]] == place]
+    if kept != answers:
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text("".join(json.dumps(answer) + "\n" for answer in kept))
+        partial.replace(path)
+    return kept
 
 
 def _source(version: object, precision: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -199,6 +200,22 @@ def test_an_audit_is_not_believed_for_other_data(clean, tmp_path):
         require_clean(leaky, ())
     assert write(leaky).leaks
     assert json.loads((leaky / "audit.json").read_text())["leaks"] is True
+
+
+def test_a_voxel_that_changed_since_it_was_ingested_stops_the_later_stages(clean, tmp_path):
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(clean, spoiled)
+    with (spoiled / "scans.npy").open("r+b") as stream:
+        stream.seek(-1, 2)
+        last = stream.read(1)[0]
+        stream.seek(-1, 2)
+        stream.write(bytes([last ^ 1]))
+    with pytest.raises(CovidnetError, match=r"damaged: 1 of 60 scans, phantom-00059 .*remove .* run `covidnet ingest`"):
+        require_clean(spoiled, ())
+    with (spoiled / "scans.npy").open("r+b") as stream:
+        stream.truncate(10_000)
+    with pytest.raises(CovidnetError, match=r"scans.npy is damaged .*run `covidnet ingest` again"):
+        require_clean(spoiled, ())
 
 
 def test_ingest_and_training_stop_on_the_same_leak(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -193,6 +194,47 @@ def test_a_file_that_was_spoiled_here_is_had_again(repository: Path, cache: Path
     spoiled.write_bytes(b"spoiled")
     versions.fetched(config, version)
     assert spoiled.read_bytes() == sound
+
+
+class GoneAway:
+    """A store that answers so many times and is then out of reach."""
+
+    def __init__(self, store: object, answers: int) -> None:
+        self.store, self.answers, self.asked = store, answers, 0
+
+    def get(self, name: str, md5: str, target: Path) -> None:
+        self.asked += 1
+        if self.asked > self.answers:
+            raise ConnectionError("no route to host")
+        self.store.get(name, md5, target)
+
+    def place(self, name: str, md5: str) -> str:
+        return self.store.place(name, md5)
+
+
+def test_a_remote_that_goes_away_ends_the_run_with_its_address_and_costs_no_file_that_is_here(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(f"{repository}//raw", "main")
+    version = versions.find(config.data)
+    away, back = GoneAway(version.store, 6), GoneAway(version.store, 99)
+    with pytest.raises(UsageError, match=r"can't be read from .*ConnectionError: no route to host.*the network"):
+        versions.fetched(config, replace(version, store=away))
+    versions.fetched(config, replace(version, store=back))
+    assert back.asked == 16 - 6
+
+
+def test_an_s3_server_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_MAX_ATTEMPTS", "1"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"can't be read from s3://scans/x \(.*look at the address, the network"):
+        versions.find(settings("s3://scans/x", "0" * 32).data)
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,26 @@ def test_failures_are_tried_again(tmp_path: Path) -> None:
     assert sorted(numbers(out)) == [1, 2, 3, 4, 5]
 
 
+def test_no_answer_is_written_again_before_all_are_there(tmp_path: Path) -> None:
+    """Else a kill, or a full disk, while it is would lose answers."""
+    out = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        classify(SCANS, out, "v1", Answering(stop_after=4, broken=("1.nii",)))
+    kept = out.read_text()
+    with pytest.raises(KeyboardInterrupt):
+        classify(SCANS, out, "v1", Answering(stop_after=1))
+    assert out.read_text().startswith(kept)
+    classify(SCANS, out, "v1", Answering())
+    assert sorted(numbers(out)) == [1, 2, 3, 4, 5]
+
+
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("notes\n")
+    with pytest.raises(UsageError, match="no answers"):
+        classify(SCANS, tmp_path / "a.jsonl", "v1", Answering())
+    assert (tmp_path / "a.jsonl").read_text() == "notes\n"
+
+
 def test_tables_have_a_row_per_scan_and_a_column_per_figure(tmp_path: Path) -> None:
     classify(SCANS, tmp_path / "a.csv", "v1", Answering(broken=("4.nii",)))
     classify(SCANS, tmp_path / "b.parquet", "v1", Answering(broken=("4.nii",)))

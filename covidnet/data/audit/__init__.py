@@ -151,13 +151,16 @@ def write(folder: Path) -> Audit:
 
 def findings_of(folder: Path) -> list[Finding]:
     """A dataset's findings: those of its `audit.json`, if that is of the very bytes that lie there, else of an audit now."""
+    kept = _kept_findings(folder)
+    return list(audit_packed(folder).findings) if kept is None else kept
+
+
+def _kept_findings(folder: Path) -> list[Finding] | None:
     try:
         tree = json.loads((folder / JSON_NAME).read_text())
-        if tree["of"] == _state(folder):
-            return [Finding(**item) for item in tree["findings"]]
+        return [Finding(**item) for item in tree["findings"]] if tree["of"] == _state(folder) else None
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return list(audit_packed(folder).findings)
+        return None
 
 
 def require_clean(folder: Path, allow: Sequence[str]) -> None:
@@ -168,9 +171,12 @@ def require_clean(folder: Path, allow: Sequence[str]) -> None:
         allow: kinds of leak to let through (``data.allow``).
 
     Raises:
-        CovidnetError: it leaks; says how, and how to override.
+        CovidnetError: it is damaged, or it leaks; says how, and how to override.
     """
-    findings = findings_of(folder)
+    findings = _kept_findings(folder)
+    if findings is None:
+        packed.verify(folder)
+        findings = list(audit_packed(folder).findings)
     stopping = leaks.stopping(findings, allow)
     if stopping:
         kinds = ", ".join(sorted({finding.kind for finding in stopping} | set(allow)))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from covidnet.data.sources.limits import MAX_BYTES, MAX_FILES, check_ratio
-from covidnet.errors import ScanError
+from covidnet.errors import ScanError, fault_of_machine
 
 
 @contextmanager
@@ -32,6 +32,8 @@ def unpacked(path: Path) -> Iterator[Path]:
                     with archive.open(member) as packed, target.open("wb") as stream:
                         shutil.copyfileobj(packed, stream, 2**20)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and fault_of_machine(error):
+                raise  # a full disk is no fault of the scan
             raise ScanError(f"the zip can't be unpacked ({type(error).__name__}); pack the series again") from None
         yield folder
 
