@@ -22,7 +22,7 @@ VERBS: dict[str, Any] = {
     **dict(commands(get_command(pipelines), "python -m pipelines")),
 }
 TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-ENDS = re.compile(r"\s(?:&&|\|\|?|;|>|2>|#)(?:\s|$)")
+ENDS = re.compile(r"\s(?:&&?|\|\|?|;|>|2>|#)(?:\s|$)")
 
 
 class Shown(NamedTuple):

@@ -1,0 +1,191 @@
+"""Do the tests notice a mistake? Small ones are planted, one at a time, and the tests of that module are run.
+
+    python -m benchmarks.mutation [--each 25] [--seed 0]      # about half an hour on two cores
+
+A mutant flips a comparison, swaps an operator or `and` and `or`, drops a `not`, adds one to a number, or returns None. It
+is killed when a test fails or runs longer than --limit. The tests are those that mirror the module
+(`tests/search/test_dnas.py` for `covidnet/search/dnas.py`), and where these don't notice, the quick ones of the folder. A
+survivor is a line that may be wrong without a test that says so, or a mutant that means the same: each is listed.
+"""
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.headlines import judge
+from benchmarks.machine import facts
+
+ROOT = Path(__file__).parents[1]
+GROUPS = {
+    "search": ("covidnet/search", "tests/search"),
+    "evaluation": ("covidnet/evaluation", "tests/evaluation"),
+    "audit": ("covidnet/data/audit", "tests/data/test_audit.py tests/data/test_audit_packed.py"),
+    "preprocess": ("covidnet/data/preprocess.py", "tests/data/test_preprocess.py"),
+}
+DRAWING = {"plots.py", "architecture.py", "page.py"}  # pictures and pages are looked at, not computed with
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One planted mistake.
+
+    Args:
+        line: where it is.
+        was, becomes: the piece of code.
+        source: the whole module with the mistake in it.
+    """
+
+    line: int
+    was: str
+    becomes: str
+    source: str
+
+
+def mutants(source: str) -> Iterator[Mutant]:
+    """Every mutant of a module, in the order of the tree; annotations and ``if TYPE_CHECKING`` are left alone."""
+    tree = ast.parse(source)
+    sites = list(_sites(tree))
+    for place in range(len(sites)):
+        changed = copy.deepcopy(tree)
+        node = list(_sites(changed))[place]
+        was, line = ast.unparse(node), node.lineno
+        _mutate(node)
+        yield Mutant(line, was, ast.unparse(node), ast.unparse(ast.fix_missing_locations(changed)))
+
+
+def _sites(node: ast.AST) -> Iterator[Any]:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if _can_mutate(node):
+        yield node
+    for name, field in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list"):
+            continue
+        for child in field if isinstance(field, list) else [field]:
+            if isinstance(child, ast.AST):
+                yield from _sites(child)
+
+
+def _can_mutate(node: ast.AST) -> bool:
+    match node:
+        case ast.Compare():
+            return type(node.ops[0]) in SWAPS
+        case ast.BinOp():
+            text = any(isinstance(side, ast.JoinedStr) for side in (node.left, node.right))
+            return type(node.op) in SWAPS and not text
+        case ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
+            return True
+        case ast.Constant():
+            return isinstance(node.value, int | float) and not isinstance(node.value, bool)
+        case ast.Return():
+            return node.value is not None and not isinstance(node.value, ast.Constant)
+    return False
+
+
+def _mutate(node: Any) -> None:
+    match node:
+        case ast.Compare():
+            node.ops[0] = SWAPS[type(node.ops[0])]()
+        case ast.BinOp() | ast.BoolOp():
+            node.op = SWAPS[type(node.op)]()
+        case ast.UnaryOp():
+            node.op, node.operand = ast.Not(), ast.UnaryOp(ast.Not(), node.operand)
+        case ast.Constant():
+            node.value += 1
+        case ast.Return():
+            node.value = ast.Constant(None)
+
+
+def tests_of(module: str, tests: str) -> list[list[str]]:
+    """Arguments of pytest: the files that mirror a module, if there are any, then the quick ones of its folder."""
+    stem = Path(module).stem
+    mirror = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob(f"test_{stem}*.py"))]
+    return [*([mirror] if mirror else []), [*tests.split(), "-m", "not slow"]]
+
+
+def survives(module: str, source: str, copy_of_tree: Path, tests: str, limit_s: float) -> bool:
+    """Do all tests of a module pass with this source in its place?"""
+    path = copy_of_tree / module
+    original = path.read_text()
+    environment = {**os.environ, "PYTHONPATH": str(copy_of_tree), "OMP_NUM_THREADS": "1"}
+    options = ["-q", "-x", "-p", "no:cacheprovider"]
+    try:
+        path.write_text(source)
+        for arguments in tests_of(module, tests):
+            command = [sys.executable, "-B", "-m", "pytest", *options, *arguments]
+            run = subprocess.run(command, cwd=copy_of_tree, env=environment, capture_output=True, timeout=limit_s)
+            if run.returncode not in (0, 5):  # 5: no test there that is quick
+                return False
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        path.write_text(original)
+    return True
+
+
+def measure(name: str, each: int, seed: int, copy_of_tree: Path, limit_s: float) -> dict[str, Any]:
+    """Plant so many mistakes in the modules of a group."""
+    place, tests = GROUPS[name]
+    modules = [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).glob("*.py"))
+    paths = [str(path.relative_to(ROOT)) for path in modules if path.name not in DRAWING]
+    everything = [(path, mutant) for path in paths for mutant in mutants((ROOT / path).read_text())]
+    chosen = random.Random(seed).sample(everything, min(each, len(everything)))
+    alive = []
+    for number, (path, mutant) in enumerate(chosen, start=1):
+        lives = survives(path, mutant.source, copy_of_tree, tests, limit_s)
+        shown = f"{path}:{mutant.line}: {mutant.was[:70]}  ->  {mutant.becomes[:70]}"
+        print(f"{number}/{len(chosen)} {'SURVIVES' if lives else 'killed  '} {shown}", flush=True)
+        if lives:
+            found = asdict(mutant)
+            del found["source"]
+            alive.append({"module": path, **found})
+    return {
+        "possible": len(everything),
+        "planted": len(chosen),
+        "killed": len(chosen) - len(alive),
+        "share": 1 - len(alive) / len(chosen),
+        "survivors": alive,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--each", type=int, default=25, help="mutants per group")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=300, help="seconds of tests per mutant")
+    parser.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mutation.json"))
+    options = parser.parse_args()
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as temporary:
+        tree = Path(temporary) / "repository"
+        for name in tracked.split("\0")[:-1]:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+        groups = {name: measure(name, options.each, options.seed, tree, options.limit) for name in options.groups}
+    for name, found in groups.items():
+        print(f"{name:<12} {found['killed']:>3} of {found['planted']:>3} killed of {found['possible']} possible")
+    killed, planted = (sum(found[key] for found in groups.values()) for key in ("killed", "planted"))
+    tree_of_result = {**facts(), "seed": options.seed, "groups": groups, "share": killed / planted}
+    judge("mutation", tree_of_result)
+    options.out.write_text(json.dumps(tree_of_result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What is planted, and that a test that looks notices it."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.mutation import mutants, survives
+
+SOURCE = """\
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+def clipped(value: int = 3) -> "tuple[int, 4]":
+    if not value < 7 and value:
+        return value + 1
+    return 7
+"""
+
+
+def test_every_kind_of_mistake_is_planted_once_and_annotations_are_left_alone() -> None:
+    planted = {(mutant.line, mutant.was, mutant.becomes) for mutant in mutants(SOURCE)}
+    assert planted == {
+        (6, "3", "4"),
+        (7, "not value < 7 and value", "not value < 7 or value"),
+        (7, "not value < 7", "not not value < 7"),
+        (7, "value < 7", "value <= 7"),
+        (7, "7", "8"),
+        (8, "return value + 1", "return None"),
+        (8, "value + 1", "value - 1"),
+        (8, "1", "2"),
+        (9, "7", "8"),
+    }
+    for mutant in mutants(SOURCE):
+        compile(mutant.source, "mutant", "exec")
+
+
+@pytest.mark.parametrize(("looks", "lives"), [("clipped(9) == 10", False), ("True", True)])
+def test_a_mutant_lives_where_no_test_looks(tmp_path: Path, looks: str, lives: bool) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "clip.py").write_text(SOURCE)
+    (tmp_path / "tests" / "test_it.py").write_text(f"from clip import clipped\n\ndef test_it():\n    assert {looks}\n")
+    mutant = next(mutant for mutant in mutants(SOURCE) if mutant.becomes == "value - 1")
+    assert survives("clip.py", mutant.source, tmp_path, "tests", 60) is lives
+    assert (tmp_path / "clip.py").read_text() == SOURCE
