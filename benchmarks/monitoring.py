@@ -254,3 +254,7 @@ def power(told: Reference, ordinary: Pool, before: float, changed: Pool, after: 
         "by": max(by, key=by.__getitem__) if by else "nothing",
         "runs": RUNS["power"],
     }
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,8 @@ def augment(batch: Tensor, settings: Augment, generator: torch.Generator) -> Ten
     Args:
         batch: ``uint8 (B, D, H, W)``.
         settings: the ranges; a scan's values are drawn independently of the others'.
-        generator: on the CPU; the same generator gives the same batch on every device.
+        generator: on the CPU; the same generator gives the same batch on every device, but for the noise, which a GPU draws
+            itself.
 
     Returns:
         ``float32 (B, 1, D, H, W)`` in about -1..1.
@@ -38,18 +39,25 @@ def augment(batch: Tensor, settings: Augment, generator: torch.Generator) -> Ten
         ],
         dim=1,
     )  # (B, 2, 3)
-    volume = batch.float() / 127.5 - 1  # (B, D, H, W), slices as channels
+    volume = batch.float().div_(127.5).sub_(1)  # (B, D, H, W), slices as channels
     grid = torch.nn.functional.affine_grid(affine, list(volume.shape), align_corners=False)  # (B, H, W, 2)
     volume = torch.nn.functional.grid_sample(volume, grid, padding_mode="border", align_corners=False)
 
     gain, offset = 1 + gain * settings.intensity, offset * settings.intensity
-    volume = volume * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)
+    volume.mul_(gain.view(-1, 1, 1, 1)).add_(offset.view(-1, 1, 1, 1))
     if settings.noise:
-        noise = torch.randn(volume.shape, generator=generator)
-        volume = volume + noise.to(volume.device) * (2 * settings.noise)  # the range is 2 wide
+        volume += _noise(volume, generator).mul_(2 * settings.noise)  # the range is 2 wide
     if settings.cutout:
-        volume = volume.masked_fill(boxes(volume.shape, settings.cutout, generator).to(volume.device), 0.0)
+        volume.masked_fill_(boxes(volume.shape, settings.cutout, generator).to(volume.device), 0.0)
     return volume.unsqueeze(1)
+
+
+def _noise(volume: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers; drawing them on the CPU would take longer than a GPU's training step."""
+    if volume.is_cuda:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(volume.device).manual_seed(seed)
+    return torch.randn(volume.shape, generator=generator, device=generator.device)
 
 
 def boxes(shape: torch.Size, side: float, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Depthwise 3D convolution that trains fast on CPU, built from PyTorch's own forward convolution.
+"""Depthwise 3D convolution that trains fast: on CPU from PyTorch's own forward, on a GPU by kernels of our own.
 
 On CPU the forward of a depthwise 3D convolution has a vectorised kernel and its backward has none, so autograd spends
 20-60 times the forward there. Both gradients are forward convolutions in disguise, though:
@@ -9,8 +9,11 @@ On CPU the forward of a depthwise 3D convolution has a vectorised kernel and its
 
 A tap farther from the kernel's centre than the grid is long meets padding only, so kernels are cropped to the taps that
 can touch data: on a 1x4x4 grid a 7x7x7 kernel is a 1x7x7 one. ``python -m benchmarks.depthwise`` shows what it gains.
+The kernels for a GPU are those of `covidnet.models.depthwise_gpu`.
 """
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,8 +29,8 @@ LARGEST_KERNEL = 2**20
 def depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution of stride 1 and same padding.
 
-    Training on CPU takes the fast gradients and yields ``channels_last_3d`` whatever comes in. Inference, export,
-    autocast and other devices see one plain `conv3d`, so that exported graphs stay clean.
+    Training on CPU or a GPU takes the fast kernels and yields ``channels_last_3d`` whatever comes in. Inference, export and
+    other devices see one plain `conv3d`, so that exported graphs stay clean; autocast on CPU sees it, too.
 
     Args:
         x: ``(B, C, D, H, W)``.
@@ -42,12 +45,27 @@ def depthwise_conv3d(x: Tensor, weight: Tensor) -> Tensor:
     kernel = weight.shape[-1]
     if kernel % 2 == 0 or weight.shape[2:] != (kernel,) * 3:
         raise ValueError(f"expected a kernel (C, 1, k, k, k) with k odd, found {tuple(weight.shape)}")
-    training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if x.device.type != "cpu" or not training or torch.is_autocast_enabled("cpu"):
+    if not _trains_fast(x):
         return F.conv3d(x, weight, padding=kernel // 2, groups=x.shape[1])
-    x = x.contiguous(memory_format=torch.channels_last_3d)
+    dtype = torch.get_autocast_dtype("cuda") if x.is_cuda and torch.is_autocast_enabled("cuda") else x.dtype
+    x = x.to(dtype, memory_format=torch.channels_last_3d)
     y: Tensor = _DepthwiseConv3d.apply(x, weight)  # type: ignore[no-untyped-call]
     return y
+
+
+def _trains_fast(x: Tensor) -> bool:
+    """Is this training, with kernels for it?"""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if x.is_cuda:
+        return has_triton() and x.shape[1] % 2 == 0
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+@cache
+def has_triton() -> bool:
+    """Is there the compiler of GPU kernels? PyTorch brings it along on Linux."""
+    return find_spec("triton") is not None
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
@@ -80,7 +98,12 @@ def _reach(kernel: int, grid: torch.Size) -> Taps:
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     centre, reach = weight.shape[-1] // 2, _reach(weight.shape[-1], x.shape[2:])
     z, y, x_axis = (slice(centre - r, centre + r + 1) for r in reach)
-    return F.conv3d(x, weight[:, :, z, y, x_axis], padding=reach, groups=x.shape[1])
+    weight = weight[:, :, z, y, x_axis]
+    if x.is_cuda:
+        from covidnet.models import depthwise_gpu  # needs Triton
+
+        return depthwise_gpu.convolve(x, weight)
+    return F.conv3d(x, weight, padding=reach, groups=x.shape[1])
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
@@ -90,13 +113,18 @@ def _weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
     depth is 1), one scan, or one plane.
     """
     reach = _reach(kernel, x.shape[2:])
+    margin = [kernel // 2 - r for r in reversed(reach) for _ in range(2)]  # taps that met padding only
+    if x.is_cuda:
+        from covidnet.models import depthwise_gpu  # needs Triton
+
+        depth, height, width = (2 * r + 1 for r in reach)
+        return F.pad(depthwise_gpu.correlate(x, grad, (depth, height, width)), margin)
     if x.shape[2] == 1 and grad.numel() <= LARGEST_KERNEL:
         taps = _correlate(_batch_to_depth(x), _batch_to_depth(grad), (0, *reach[1:]))
     elif grad[0].numel() <= LARGEST_KERNEL:
         taps = _correlate_scans(x, grad, reach)
     else:
         taps = _correlate_planes(x, grad, reach)
-    margin = [kernel // 2 - r for r in reversed(reach) for _ in range(2)]  # taps that met padding only
     return F.pad(taps.transpose(0, 1), margin)
 
 

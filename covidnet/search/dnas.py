@@ -9,7 +9,7 @@ temperature is annealed; the result is no random draw.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from covidnet.progress import progress, tell
 from covidnet.search.budget import Costing
 from covidnet.search.collapse import Watch
 from covidnet.search.gumbel import anneal, entropy, sample
-from covidnet.training import distributed
+from covidnet.training import distributed, graphs
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
 from covidnet.training.logs import Log, silent
-from covidnet.training.loop import layout, one_cycle, parameter_groups
+from covidnet.training.loop import as_input, layout, one_cycle, parameter_groups
 from covidnet.training.volumes import Volumes, generator
 
 
@@ -85,7 +85,7 @@ def search(
     if saved := distributed.from_first(checkpoint.load()):
         run.load_state(saved)
     total = settings.warmup_steps + settings.steps
-    with graceful() as interrupted, progress(title, total, run.step) as advance:
+    with graphs.recorded(run.parts(), True), graceful() as interrupted, progress(title, total, run.step) as advance:
         while run.step < total:
             if run.step == settings.warmup_steps and run.warmup_accuracy is None:
                 run.warmup_accuracy = after_warmup()
@@ -138,9 +138,9 @@ class _Run:
         self.probabilities: list[Tensor] = []
         self.warmup_accuracy: float | None = None
         self.weights = list(supernet.parameters())
-        device = weight_half.labels.device
         blocks, operations = len(supernet.space.block_widths), len(supernet.space.operations)
-        self.alpha = nn.Parameter(torch.zeros(blocks, operations, device=device))
+        # on the CPU with all that is drawn from it: a few hundred numbers, and a GPU isn't waited for
+        self.alpha = nn.Parameter(torch.zeros(blocks, operations))
         self.weight_optimizer = torch.optim.AdamW(
             parameter_groups(supernet, settings.weight_decay), lr=settings.lr, fused=True
         )
@@ -161,13 +161,15 @@ class _Run:
             "step": self.step,
             "phase": "joint" if joint else "warm-up",
             "temperature": temperature,
-            "weight_loss": self._update_weights(temperature if joint else None),
+            "weight_loss": None,
             "alpha_loss": None,
             "path_accuracy": None,
         }
+        weight_loss = self._update_weights(temperature if joint else 1.0)
         if joint and self.watch.collapse is None:
-            row["alpha_loss"], accuracy = self._update_alpha(temperature)
-            row["path_accuracy"] = self._watch(accuracy)
+            alpha_loss, accuracy = self._update_alpha(temperature)
+            row["alpha_loss"], row["path_accuracy"] = float(alpha_loss), self._watch(float(accuracy))
+        row["weight_loss"] = float(weight_loss)  # both updates are on their way before this waits for a GPU
         probabilities = torch.softmax(self.scores, dim=1)
         row["entropy"] = entropy(self.scores)
         row["expected_size_mib"] = float(self.costing.costs.size_mib(probabilities))
@@ -208,13 +210,13 @@ class _Run:
         names = [str(operations[i].kernel or "-") for i in self.scores.argmax(dim=1).tolist()]
         return " ".join("".join(layer) for layer in self.supernet.space.layers(names))
 
-    def _update_weights(self, temperature: float | None) -> float:
-        """Update the weights of one path: drawn as uniformly as the budget allows while warming up, from alpha after."""
-        rng = generator(self.seed, 0, self.step)
-        if temperature is None:
-            path, _ = sample(self.costing.within(torch.zeros_like(self.alpha)), 1.0, rng)
-        else:
-            path, _ = sample(self.costing.within(self.alpha.detach()), temperature, rng)
+    def _update_weights(self, temperature: float) -> Tensor:
+        """Update the weights of one path; while warming up it is drawn as uniformly as the budget allows.
+
+        Returns:
+            the loss.
+        """
+        path, _ = sample(self.scores, temperature, generator(self.seed, 0, self.step))
         loss, _ = self._loss(self.weight_half, self.step, 1, path.tolist(), None)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -223,7 +225,7 @@ class _Run:
         self.weight_optimizer.step()
         return distributed.mean(loss)
 
-    def _update_alpha(self, temperature: float) -> tuple[float, float]:
+    def _update_alpha(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Update alpha on the other patients; weights are frozen, so no weight gradient is computed.
 
         Returns:
@@ -253,10 +255,20 @@ class _Run:
         volume, labels = layout(distributed.share(volume)), distributed.share(labels)
         device_type = volume.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
-            logits = self.supernet(volume.expand(-1, self.supernet.channels, -1, -1, -1), path, gates)
+            logits = self.supernet(
+                volume.expand(-1, self.supernet.channels, -1, -1, -1),
+                path,
+                None if gates is None else gates.to(volume.device),
+            )
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
         heaviest = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of a mixed scan's labels
         return loss, (logits.detach().argmax(dim=1) == heaviest).float().mean()
+
+    def parts(self) -> Iterator[graphs.Part]:
+        """What of the supernet to run as CUDA graphs; nothing elsewhere."""
+        scans, _ = self.weight_half.batch(0, self.settings.batch, self.seed)
+        if scans.is_cuda:
+            yield from graphs.parts_of(self.supernet, as_input(self.supernet, scans))
 
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on; random draws are functions of (seed, step)."""

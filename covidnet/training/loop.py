@@ -14,7 +14,7 @@ from covidnet.data.augment import augment, mix
 from covidnet.errors import CovidnetError
 from covidnet.models.blocks import Classifier
 from covidnet.progress import progress
-from covidnet.training import distributed
+from covidnet.training import distributed, graphs
 from covidnet.training.checkpoint import Checkpoint, graceful, stop
 from covidnet.training.logs import Log, silent
 from covidnet.training.volumes import Volumes, generator
@@ -101,7 +101,9 @@ def fit(
             }
         )
 
-    with graceful() as interrupted, progress(title, steps, state["step"]) as advance:
+    half = mixed_precision(settings, train.scans.device)
+    parts = [([model.train()], as_input(model, train.scans[:batch]))] if train.scans.is_cuda else []
+    with graphs.recorded(parts, half), graceful() as interrupted, progress(title, steps, state["step"]) as advance:
         for step in range(state["step"], steps):
             model.train()
             volumes, labels = train.batch(step, batch, seed)
@@ -156,7 +158,7 @@ def update(
     distributed.average_gradients(model.parameters())
     nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
     optimizer.step()
-    return distributed.mean(loss)
+    return float(distributed.mean(loss))
 
 
 def logits(model: nn.Module, volumes: Volumes, batch: int = 32) -> np.ndarray:

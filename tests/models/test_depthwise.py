@@ -13,6 +13,7 @@ from covidnet.models import depthwise
 from covidnet.models.depthwise import depthwise_conv3d
 
 Convolution = Callable[[Tensor, Tensor], Tensor]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 GRIDS = [(1, 1, 1), (1, 1, 5), (1, 4, 4), (2, 2, 2), (2, 4, 3), (3, 1, 6), (4, 5, 7), (8, 6, 6)]
 
 
@@ -144,3 +145,35 @@ def test_onnx_sees_one_plain_convolution() -> None:
         program = torch.onnx.export(Depthwise().eval(), (torch.zeros(2, 4, 1, 4, 4),), dynamo=True, verbose=False)
     assert program is not None
     assert [node.op_type for node in program.model.graph] == ["Conv"]
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((2, 72, 4, 16, 16), 3),
+        ((3, 96, 8, 32, 32), 7),
+        ((2, 40, 1, 2, 2), 5),
+        ((1, 240, 5, 9, 11), 5),
+        ((2, 6, 3, 7, 3), 7),
+    ],
+)
+def test_gpu_kernels_agree_with_float64(shape: tuple[int, ...], kernel: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.randn(shape[1], 1, kernel, kernel, kernel, device="cuda", requires_grad=True)
+    y = depthwise_conv3d(x, weight)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+
+    exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    exact = torch.nn.functional.conv3d(exact_x, exact_weight, padding=kernel // 2, groups=shape[1])
+    exact.backward(grad.double())
+
+    assert type(y.grad_fn).__name__ == "_DepthwiseConv3dBackward"
+    for found, expected in ((y, exact), (x.grad, exact_x.grad), (weight.grad, exact_weight.grad)):
+        assert found is not None
+        assert expected is not None
+        error = (found.double() - expected).norm() / expected.norm()
+        assert error < (1e-6 if dtype == torch.float32 else 4e-3)
