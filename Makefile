@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: monitor demo test fast lint bench bench-gpu fuzz image docs reference clean
+.PHONY: monitor demo test fast coverage lint bench bench-gpu fuzz image docs reference clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -15,6 +15,12 @@ test: .venv/.ready            ## all tests
 
 fast: .venv/.ready            ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow"
+
+coverage: .venv/.ready        ## all tests, and the lines that they run; half an hour
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n 2 --dist loadscope
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m benchmarks.coverage
 
 lint: .venv/.ready            ## style, types, and the arrows between packages
 	$(BIN)/ruff check .

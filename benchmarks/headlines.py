@@ -96,6 +96,9 @@ HEADLINES = (
     Headline("alerts", "alert rules seen firing", lambda tree: float(len(tree["alerts"])), least=16),
     Headline("overhead", "throughput lost to monitoring, %", _at("throughput_lost_percent", "value"), 1),
     Headline("pipeline", "Kubeflow graph here / `dvc repro`, more time", _at("added"), 0.1),
+    Headline("coverage", "lines of the library that tests run", _at("packages", "covidnet", "share"), least=0.9),
+    Headline("coverage", "lines of the endpoint that tests run", _at("packages", "serving", "share"), least=0.9),
+    Headline("mutation", "planted mistakes that tests notice", _at("share"), least=0.8),
 )  # fmt: skip
 
 
