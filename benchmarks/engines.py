@@ -7,8 +7,9 @@
 `benchmarks.engines_gpu` is its counterpart on an NVIDIA GPU.
 
 Networks of the paper's two spaces with 5x5x5 kernels and expansion 4 throughout. The engines take turns, so that a busy
-moment of the machine hits all of them alike. Torch runs in `channels_last_3d`, its fastest layout, eager and compiled. The
-first column is what `covidnet predict` takes. The floor is the network's arithmetic at the speed of a large matrix product.
+moment of the machine hits all of them alike, each after a rest in which the threads of the one before stop spinning. Torch
+runs in `channels_last_3d`, its fastest layout, eager and compiled. The first column is what `covidnet predict` takes. The
+floor is the network's arithmetic at the speed of a large matrix product.
 """
 
 import argparse
@@ -117,7 +118,7 @@ def measure(
             "torch compiled": lambda: in_torch(model, compiled=True),
         }
         runs = {name: makers[name]() for name in columns}
-        times = take_turns(runs_here(runs, scan), scan, seconds)
+        times = take_turns(runs_here(runs, scan), scan, seconds, rest_s=selection.REST_S)
     return {
         "network": variant,
         "size": "x".join(map(str, size)),
@@ -167,11 +168,10 @@ def in_torch(model: Classifier, *, compiled: bool = False) -> Run:
     return run
 
 
-def take_turns(runs: dict[str, Run], scan: np.ndarray, seconds: float) -> dict[str, list[float]]:
+def take_turns(runs: dict[str, Run], scan: np.ndarray, seconds: float, rest_s: float = 0.0) -> dict[str, list[float]]:
     """Milliseconds of each run on a scan, until the time is spent."""
-    return selection.take_turns(
-        {name: partial(run, scan) for name, run in runs.items()}, warm_up=WARM_UP, rounds=ROUNDS, seconds=seconds
-    )
+    ours = {name: partial(run, scan) for name, run in runs.items()}
+    return selection.take_turns(ours, warm_up=WARM_UP, rounds=ROUNDS, seconds=seconds, rest_s=rest_s)
 
 
 def peak_flops() -> float:

@@ -15,6 +15,7 @@ from covidnet.inference import engine
 from covidnet.inference.engine import Device, Name, Precision
 
 RUNS = 5  # after one that warms up
+REST_S = 0.05  # between engines that share the cores
 PACKAGES = ("openvino", "onnxruntime-gpu", "onnxruntime", "tensorrt")
 
 
@@ -47,13 +48,15 @@ def measure(
     runs: dict[str, Callable[[], object]] = {
         name: partial(network.run, np.zeros((1, 1, *network.size), np.uint8)) for name, network in loaded.items()
     }
-    medians = {name: float(np.median(times)) for name, times in take_turns(runs, warm_up=1, rounds=RUNS).items()}
+    medians = {
+        name: float(np.median(times)) for name, times in take_turns(runs, warm_up=1, rounds=RUNS, rest_s=REST_S).items()
+    }
     record(bundle, device, precision, threads, medians)
     return medians
 
 
 def take_turns(
-    runs: Mapping[str, Callable[[], object]], *, warm_up: int, rounds: int, seconds: float = 0.0
+    runs: Mapping[str, Callable[[], object]], *, warm_up: int, rounds: int, seconds: float = 0.0, rest_s: float = 0.0
 ) -> dict[str, list[float]]:
     """Milliseconds of each run, in turns, so that a busy moment of the machine hits all of them alike.
 
@@ -62,6 +65,8 @@ def take_turns(
         warm_up: rounds that don't count.
         rounds: those that count, at least.
         seconds: of running after the warm-up, at least, of all together.
+        rest_s: before each run, which is then made twice and timed the second time. Engines' threads spin on the cores
+            for some milliseconds after a run, which would be counted against whoever comes next.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(warm_up):
@@ -70,6 +75,9 @@ def take_turns(
     done, begun = 0, time.perf_counter()
     while done < rounds or time.perf_counter() - begun < seconds:
         for name, run in runs.items():
+            if rest_s:
+                time.sleep(rest_s)
+                run()
             started = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - started) * 1e3)
