@@ -56,6 +56,12 @@ def test_both_decoders_of_jpeg_lossless_agree(real_scans: Path) -> None:
     dataset = dcmread(real_scans / "covid-ct-md" / "dicom" / "P002" / "IM0066.dcm")
     usual, faster = (pixel_array(dataset, decoding_plugin=name) for name in ("pylibjpeg", "imagecodecs"))
     assert np.array_equal(usual, faster)
+    straight = jpeg_lossless.read(dataset)
+    assert straight is not None
+    assert straight.dtype == usual.dtype
+    assert np.array_equal(usual, straight)
+    dataset.BitsStored, dataset.PixelRepresentation = 12, 1
+    assert jpeg_lossless.read(dataset) is None  # signs are pydicom's to extend
     assert jpeg_lossless.plugin(JPEGLosslessSV1) == "imagecodecs"
     assert jpeg_lossless.plugin(RLELossless) == ""
 

@@ -211,12 +211,14 @@ def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
     dataset.file_meta.TransferSyntaxUID = syntax
     try:
-        pixels = pixel_array(
-            dataset,
-            index=item.frame if item.frames > 1 else None,
-            raw=True,
-            decoding_plugin=jpeg_lossless.plugin(syntax),
-        )
+        pixels = jpeg_lossless.read(dataset)
+        if pixels is None:
+            pixels = pixel_array(
+                dataset,
+                index=item.frame if item.frames > 1 else None,
+                raw=True,
+                decoding_plugin=jpeg_lossless.plugin(syntax),
+            )
     except PARSE_ERRORS as error:
         raise ScanError(
             f"slice {index} can't be decoded ({syntax.name}, {type(error).__name__}); it is damaged or its "
