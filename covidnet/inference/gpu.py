@@ -54,10 +54,10 @@ class OnnxRuntimeGpuEngine:
             self._bound = _opened(onnxruntime, graph, [first, *others])
         except UsageError:
             raise
-        except Exception as error:  # ONNX Runtime's errors share no base class but this one
+        except CovidnetError as error:
             if first[1].get("enable_cuda_graph") != "1":
-                raise CovidnetError(f"ONNX Runtime can't load {model}: {first_line(error)}") from None
-            _log.info("%s runs without a CUDA graph: %s", self.name, first_line(error))
+                raise
+            _log.info("%s runs without a CUDA graph: %s", self.name, error)
             self._bound = _opened(onnxruntime, graph, [(first[0], first[1] | {"enable_cuda_graph": "0"})])
 
     def run(self, batch: np.ndarray) -> Outputs:
@@ -149,13 +149,22 @@ def providers(engine: str, precision: Precision, size: Size) -> Providers:
 
 
 def _opened(onnxruntime: Any, graph: onnx.ModelProto, wanted: Providers) -> Bound:
-    """A session that has run once, which is when a CUDA graph is found impossible."""
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=[*wanted, "CPUExecutionProvider"])
+    """A session that has run once, which is when a CUDA graph is found impossible.
+
+    Raises:
+        CovidnetError: ONNX Runtime refuses the graph, or can't run it.
+        UsageError: it doesn't find the GPU.
+    """
     provider = wanted[0][0]
+    try:
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=[*wanted, "CPUExecutionProvider"])
+        bound = Bound(session, "cuda")
+        if session.get_providers()[0] == provider:
+            bound.run(np.zeros((1, 1, *size_of(graph)), np.uint8))
+    except Exception as error:  # ONNX Runtime's errors share no base class but this one
+        raise CovidnetError(f"ONNX Runtime can't run the network with {provider}: {first_line(error)}") from None
     if session.get_providers()[0] != provider:
         raise _no_gpu(f"ONNX Runtime couldn't start {provider} (is there a GPU, are its libraries installed?)")
-    bound = Bound(session, "cuda")
-    bound.run(np.zeros((1, 1, *size_of(graph)), np.uint8))
     return bound
 
 

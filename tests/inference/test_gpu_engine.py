@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import toy_bundle
 
-from covidnet.errors import UsageError
+from covidnet.errors import CovidnetError, UsageError
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine, gpu
 
@@ -70,6 +70,28 @@ def test_an_answer_outlives_the_next_run_on_bound_memory(plain: onnxruntime.Infe
     bound.run(volumes(3, seed=2))
     for found, output in zip(first, kept, strict=True):
         np.testing.assert_array_equal(found, output)
+
+
+def test_a_graph_that_cuda_cannot_record_is_launched_kernel_by_kernel(
+    toy: Bundle, plain: onnxruntime.InferenceSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def opened(_: object, __: object, wanted: gpu.Providers) -> gpu.Bound:
+        tried.append(wanted[0][1]["enable_cuda_graph"])
+        if tried[-1] == "1":
+            raise CovidnetError("nodes are left to the CPU")
+        return gpu.Bound(plain, "cpu")
+
+    monkeypatch.setattr(gpu, "_require", lambda *_: None)
+    monkeypatch.setattr(gpu, "_opened", opened)
+    network = engine.load(toy, "gpu")
+    assert (network.name, network.batch, tried) == ("onnxruntime (gpu)", 16, ["1", "0"])
+    batch = volumes(19)  # a full batch, and three
+    expected = plain.run(list(engine.OUTPUTS), {"volume": batch})
+    found = network.run(batch)
+    for own, output in zip((found.logits, found.probabilities, found.cam), expected, strict=True):
+        np.testing.assert_allclose(own, output, atol=1e-5)
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
