@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generate import commands, endpoint, figures, files, parameters
+from docs.generate import commands, endpoint, figures, files, parameters, supply
 
 FOLDER = Path(__file__).parents[1] / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -12,5 +12,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "files.md": files.page,
     "metrics.md": figures.page,
     "http.md": endpoint.page,
+    "dependencies.md": supply.page,
     "openapi.json": endpoint.openapi,
 }
