@@ -1,13 +1,14 @@
 """A folder of one picture per slice: 8-bit PNG or JPG as in CC-CCII, 16-bit TIFF as in COVID-CTset."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from covidnet.data.scan import Intensity, Scan
-from covidnet.data.sources.limits import check_ratio, check_voxels
+from covidnet.data.sources.limits import check_file, check_ratio, check_voxels
 from covidnet.errors import ScanError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -66,8 +67,10 @@ def read(files: list[Path]) -> Scan:
 
 def _grey(file: Path) -> np.ndarray:
     """One picture as uint8 or uint16 ``(H, W)``; its size is checked before it is decoded."""
+    check_file(file)
     try:
-        with Image.open(file) as image:
+        # from memory: of a file, Pillow takes as much as a damaged length says, which may be gigabytes
+        with Image.open(BytesIO(file.read_bytes())) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ScanError(f"a slice has {image.height} x {image.width} pixels, expected at most {MAX_PIXELS}")
             if image.mode == "L":

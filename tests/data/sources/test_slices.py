@@ -1,5 +1,7 @@
 """Folders of pictures, and what `read_scan` makes of folders and zips in general."""
 
+import contextlib
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -76,6 +78,20 @@ def test_damaged_picture_is_refused_without_its_name(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="can't be decoded") as caught:
         read_scan(folder)
     assert "Doe" not in str(caught.value)
+
+
+def test_a_damaged_length_claims_no_memory(tmp_path: Path) -> None:
+    file = tmp_path / "0.png"
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(file)
+    content = bytearray(file.read_bytes())
+    at = content.index(b"IDAT") - 4
+    content[at : at + 4] = b"\xf0\0\0\0"  # 4 GB of compressed pixels
+    file.write_bytes(content)
+    tracemalloc.start()
+    with contextlib.suppress(ScanError):  # what there is may be enough for the picture
+        read_scan(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
 
 
 def test_huge_picture_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
