@@ -35,6 +35,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # a pinned thread waits for its core, which a decoder may have, beside a free one
         }
         self._path = model
         self._dynamic: Any = None
