@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: monitor demo test fast coverage lint bench bench-gpu fuzz image docs reference clean
+.PHONY: monitor demo test fast coverage lint bench bench-gpu fuzz image image-gpu docs reference clean
 
 demo: .venv/.ready            ## phantom scans to benchmarked, searched, explained, exported model
 	dvc repro
@@ -60,6 +60,13 @@ image: .venv/.ready           ## images of the stages and of the endpoint, for K
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f serving/Containerfile -t covidnet3d-serving:$(TAG) .
 	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) -f components/Containerfile -t covidnet3d-stages:$(TAG) .
 	$(DOCKER) image inspect -f '{{index .RepoTags 0}} {{.Size}} bytes' covidnet3d-serving:$(TAG) covidnet3d-stages:$(TAG)
+
+# On a BASE with Python 3.11, CUDA 13 and cuDNN 9, and the driver's container toolkit on the node.
+image-gpu: .venv/.ready       ## image of the endpoint for the overlay onnx-gpu; BASE=... has CUDA and cuDNN
+	rm -rf build/wheels
+	$(PIP) wheel --quiet --disable-pip-version-check -c constraints.txt -w build/wheels '.[serving,monitoring,gpu]'
+	DOCKER_BUILDKIT=1 $(DOCKER) build --network=none --build-arg BASE=$(BASE) --build-arg EXTRAS=serving,monitoring,gpu \
+	  -f serving/Containerfile -t covidnet3d-serving-gpu:$(TAG) .
 
 monitor: .venv/.ready         ## the demo's endpoint under load, with Prometheus and Alertmanager
 	$(BIN)/python -m serving.monitoring.local --bundle results/export/bundle
