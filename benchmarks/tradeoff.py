@@ -3,7 +3,7 @@
     python -m benchmarks.tradeoff results        # a minute; benchmarks/results/tradeoff.json, docs/images/tradeoff.png
 
 Accuracy and interval are those of the run's evaluation on its test split; the time is one scan at the run's size in the
-default engine, all cores, the networks taking turns.
+default engine, all cores, the networks taking turns, with a rest between.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from benchmarks.engines import take_turns
 from benchmarks.machine import facts
 from covidnet.export.onnx import export
+from covidnet.inference import selection
 from covidnet.inference.engine import open_model
 from covidnet.models import saved
 from covidnet.models.cost import count
@@ -75,7 +76,7 @@ def measure(folders: list[Path], evaluated: dict[str, Any]) -> list[dict[str, An
                     "size_mib": round(count(model, size, description.channels).size_mib, 3),
                 }
             )
-        times = take_turns(runs, np.zeros((1, 1, *size), np.uint8), SECONDS)
+        times = take_turns(runs, np.zeros((1, 1, *size), np.uint8), SECONDS, rest_s=selection.REST_S)
     for row in rows:
         row["ms"] = round(float(np.median(times[row["name"]])), 3)
     return sorted(rows, key=lambda row: row["ms"])
