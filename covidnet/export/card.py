@@ -1,5 +1,6 @@
 """The model card of a bundle, from facts alone (sections after Mitchell et al., Model Cards, FAT* 2019)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -148,6 +149,11 @@ def model_card(facts: Facts) -> str:
         precisions=_precisions(facts["precisions"]),
         averaging="those of the positive class" if len(classes) == 2 else "means over classes, each against the rest",
     )
+
+
+def blank() -> str:
+    """The card with ``<name>`` in the place of every fact, as a template."""
+    return re.sub(r"\{(\w+)[^}]*\}", r"<\1>", _CARD.replace("{precisions}", "{precisions}\n\n"))
 
 
 def _split(split: str, facts: Facts) -> str:

@@ -4,9 +4,9 @@ from dataclasses import fields
 
 from covidnet.data.packed import SPLITS, Row
 from covidnet.data.records import ARRAYS
-from covidnet.export import bundle
+from covidnet.export import bundle, card
 from covidnet.folder import PROVENANCE
-from docs.generate.markdown import NOTE, explained, table
+from docs.generate.markdown import NOTE, code, explained, table
 
 _MANIFEST = {
     "scan_id": "class, pseudonym of the patient, number",
@@ -66,6 +66,20 @@ _STAGES = (
     ("`sweep/VARIANT`", "search --sweep", "`front.json`, `front.png`; `SIZE/search/VARIANT`, `SIZE/retrain/VARIANT`"),
     ("`export`", "export", "`bundle/`, `parity.json`"),
 )
+
+
+def model_card() -> str:
+    """model-card.md: what `export` fills in."""
+    return "\n".join(
+        [
+            "# Model card template\n",
+            NOTE,
+            "`covidnet export` writes it into the bundle as `MODEL_CARD.md` (sections after Mitchell et al., "
+            "[Model Cards for Model Reporting](https://doi.org/10.1145/3287560.3287596)), with the facts of the run in the "
+            "place of what stands here between angle brackets. For the data there is a [data sheet](../datasheet.md).\n",
+            code(card.blank().rstrip(), "text"),
+        ]
+    )
 
 
 def page() -> str:

@@ -10,6 +10,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": commands.page,
     "params.md": parameters.page,
     "files.md": files.page,
+    "model-card.md": files.model_card,
     "metrics.md": figures.page,
     "http.md": endpoint.page,
     "dependencies.md": supply.page,

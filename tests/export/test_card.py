@@ -1,7 +1,7 @@
 import pytest
 
 from covidnet.errors import CovidnetError
-from covidnet.export.card import Facts, model_card
+from covidnet.export.card import Facts, blank, model_card
 
 
 @pytest.fixture
@@ -78,3 +78,12 @@ def test_a_missing_fact_is_named(facts: Facts) -> None:
     del facts["patients"]  # type: ignore[misc]
     with pytest.raises(CovidnetError, match=r"missing \['patients'\]"):
         model_card(facts)
+
+
+def test_the_template_has_a_blank_for_every_fact_and_is_else_the_card(facts: Facts) -> None:
+    template = blank()
+    for name in ("name", "classes", "size", "splits", "figures", "temperature"):
+        assert f"<{name}>" in template
+    assert "{" not in template
+    headings = [line for line in model_card(facts).splitlines() if line.startswith("## ")]
+    assert [line for line in template.splitlines() if line.startswith("## ")] == headings
