@@ -75,6 +75,7 @@ HEADLINES = (
              lambda tree: min(_hits(tree, "hit_rate")) / max(_hits(tree, "centre_hit_rate")), least=2),
     Headline("cam", "cost of the maps / forward pass", _at("cost", "overhead"), 0.03),
     Headline("cam", "report of 1,000 scans beside inference, s", _at("report", "seconds"), 60),
+    Headline("cam", "the same, MB", _at("report", "mb"), 8),
     Headline("engines", "default / best engine, one scan, worst of six", _engines(max, "default_to_best"), 1.1),
     Headline("engines", "plain ONNX Runtime / default, S, worst of three",
              _engines(min, "ratios", "ONNX Runtime", networks="S"), least=7),
