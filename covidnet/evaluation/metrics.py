@@ -86,17 +86,6 @@ class Predictions:
         scaled: FloatArray = softmax(self.logits / temperature, axis=1)
         return scaled
 
-    def subset(self, members: ArrayLike) -> "Predictions":
-        """Some of the scans, by index or mask."""
-        index = np.arange(len(self))[np.asarray(members)]
-        return Predictions(
-            tuple(self.scan_ids[i] for i in index),
-            tuple(self.patients[i] for i in index),
-            self.labels[index],
-            self.logits[index],
-            self.classes,
-        )
-
     def by_patient(self, temperature: float = 1.0) -> "Predictions":
         """One prediction per patient: the mean probability of the scans; its logarithm stands in for logits.
 
