@@ -27,9 +27,11 @@ from serving.predictor import Predictor
 
 MAX_REQUESTS, MAX_CLIENT_REQUESTS = 32, 24
 MAX_BYTES = 2**30
-GRACE_S = 90  # above `rest.DEADLINE_S`; Kubernetes' terminationGracePeriodSeconds has to be above this
+# Kubernetes' terminationGracePeriodSeconds has to be above the seconds of its preStop hook and these together
+GRACE_S = 90  # above `rest.DEADLINE_S`
 LINGER_S = 1.0  # ports stay open so long at least: who asks meanwhile is refused, where a closed port would cut it off
 FAREWELL_S = 0.3  # after that, connections made a moment before have so long to send what they were made for
+STOP_S = 5  # for connections that are still open then
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
         lifespan="off",
         server_header=False,
         proxy_headers=False,  # a client could name another address as its own
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=STOP_S,
         **files,  # type: ignore[arg-type]
     )
     http = _HttpServer(config)
@@ -137,7 +139,7 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
         server.close()
     await asyncio.sleep(FAREWELL_S)
     http.should_exit = True
-    await asyncio.gather(grpc.stop(grace=5), serving)
+    await asyncio.gather(grpc.stop(grace=STOP_S), serving)
     predictor.observer.close()
 
 

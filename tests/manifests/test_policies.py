@@ -183,7 +183,25 @@ def test_ports_are_those_of_the_server(rendered: Rendered, folder: str) -> None:
 @overlays
 def test_a_pod_may_drain(rendered: Rendered, folder: str) -> None:
     for pod in pods(rendered[folder]):
-        assert pod["terminationGracePeriodSeconds"] > server.GRACE_S + 5
+        (container,) = pod["containers"]
+        before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        stopping_s = server.GRACE_S + server.FAREWELL_S + server.STOP_S
+        assert pod["terminationGracePeriodSeconds"] > before_s + stopping_s
+
+
+@overlays
+def test_the_server_serves_until_the_gateways_have_forgotten_its_pod(rendered: Rendered, folder: str) -> None:
+    """Kubernetes takes a pod out of its service and signals it at the same time: the signal has to come later."""
+    for pod in pods(rendered[folder]):
+        (container,) = pod["containers"]
+        if "covidnet3d-serving" not in container["image"]:
+            continue
+        if "serverless" in folder:  # Knative refuses a lifecycle; its queue-proxy waits by itself
+            assert "lifecycle" not in container
+        else:
+            probe = container["readinessProbe"]
+            assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": 10}}}
+            assert probe["httpGet"]["path"] == "/v2/health/ready"
 
 
 def test_knative_lets_in_what_the_server_does(rendered: Rendered) -> None:
