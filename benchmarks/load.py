@@ -8,13 +8,16 @@
 * Upload of a zip of a series of 133 slices of 512x512: from the first byte sent to the answer, and which part of that is
   decoding and preprocessing by the server's own account. Without a series at hand one is made of noise around a body.
 * Sixteen callers over gRPC, each with its next scan as soon as it has its answer: errors, latency, memory of the server
-  and its children, and scans per second beside those of the network alone in batches. The callers run on the same cores.
+  and its children, and scans per second beside those of the network alone in batches. The callers run on the same cores,
+  which the network alone has to itself; so the CPU time that they take is measured too, and the second share is of what the
+  network alone would do on the cores that they leave: its throughput times (cores - cores that callers keep busy) / cores.
 
 Exit code 1 where a target is missed. The figures go to benchmarks/results/load.json.
 """
 
 import http.client
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -79,12 +82,15 @@ def measure(bundle: Bundle, work: Path, options: Namespace) -> dict[str, Any]:
         load = under_load(target, content, 60 * options.minutes)
         after = batch_throughput(network, options.seconds)
     alone = (before + after) / 2  # the machine's speed may have changed meanwhile
+    cores = len(os.sched_getaffinity(0))
+    left = 1 - load["callers_cpu_ms_per_scan"] / 1e3 * load["scans_per_s"] / cores
     return {
         **found,
         **load,
         "engine": network.name,
         "engine_scans_per_s": round(alone, 1),
         "throughput_to_engine": round(load["scans_per_s"] / alone, 3),
+        "throughput_to_engine_beside_callers": round(load["scans_per_s"] / (alone * left), 3),
         "minutes": options.minutes,
     }
 
@@ -195,7 +201,7 @@ def under_load(target: Target, content: bytes, seconds: float) -> dict[str, Any]
                     errors[error.code().name] += 1
 
     callers = [threading.Thread(target=call) for _ in range(CALLERS)]
-    began = time.perf_counter()
+    began, own_s, server_s = time.perf_counter(), time.process_time(), cpu_s(target)
     for caller in callers:
         caller.start()
     memory = []
@@ -204,7 +210,7 @@ def under_load(target: Target, content: bytes, seconds: float) -> dict[str, Any]
         memory.append(memory_mib(target))
     for caller in callers:
         caller.join()
-    took = time.perf_counter() - began
+    took, own_s, server_s = time.perf_counter() - began, time.process_time() - own_s, cpu_s(target) - server_s
     p50, p99 = np.percentile(times, [50, 99]) * 1e3
     warm = memory[int(WARM_UP * len(memory)) :]
     part = max(1, len(warm) // 10)
@@ -221,7 +227,16 @@ def under_load(target: Target, content: bytes, seconds: float) -> dict[str, Any]
         "memory_last_mib": round(last),
         "memory_growth": round(last / first - 1, 4),
         "scans_per_s": round(len(times) / took, 1),
+        "server_cpu_ms_per_scan": round(1e3 * server_s / len(times), 2),
+        "callers_cpu_ms_per_scan": round(1e3 * own_s / len(times), 2),
     }
+
+
+def cpu_s(target: Target) -> float:
+    """CPU seconds that the server's own process has taken."""
+    assert target.process is not None
+    times = psutil.Process(target.process.pid).cpu_times()
+    return times.user + times.system
 
 
 def memory_mib(target: Target) -> float:

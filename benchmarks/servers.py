@@ -1,4 +1,4 @@
-"""The endpoint and TorchServe as child processes on loopback, and a bundle to serve where none is given."""
+"""The endpoint, a bare KServe model and TorchServe as child processes on loopback, and a bundle where none is given."""
 
 import contextlib
 import http.client
@@ -112,6 +112,17 @@ def endpoint(bundle: Bundle, work: Path, ports: Sequence[int] = ()) -> Iterator[
     log = work / f"log-{port}.txt"
     with started(command, ROOT, log, {"COVIDNET_STATE": str(work / f"state-{port}")}) as process:
         target = Target(port, grpc_port, {}, process, log)
+        wait(target, "/v2/health/ready")
+        yield target
+
+
+@contextlib.contextmanager
+def bare_kserve(bundle: Bundle, work: Path) -> Iterator[Target]:
+    """`benchmarks.bare_kserve` on the bundle's network, on free ports."""
+    ports = free_ports(2)
+    command = [sys.executable, "-m", "benchmarks.bare_kserve", *map(str, (bundle.model, *ports))]
+    with started(command, ROOT, work / "log", {}) as process:
+        target = Target(*ports, {}, process, work / "log")
         wait(target, "/v2/health/ready")
         yield target
 

@@ -1,11 +1,12 @@
-"""The KServe predictor and TorchServe on one bundle: latency of one caller, throughput of sixteen.
+"""The KServe predictor, a bare KServe model and TorchServe on one bundle: latency of one caller, throughput of sixteen.
 
-    python -m benchmarks.torchserve                                  # two minutes; needs Java 17
+    python -m benchmarks.torchserve                                  # three minutes; needs Java 17
     python -m benchmarks.torchserve --bundle results/export/bundle   # your own
     python -m benchmarks.torchserve --seconds 2                      # per figure, to try it
 
-Both get the same bytes: one prepared volume as a binary tensor of the Open Inference Protocol over HTTP. The servers run one
-after the other. The table also goes to benchmarks/results/torchserve.json.
+All get the same bytes: one prepared volume as a binary tensor of the Open Inference Protocol over HTTP. The servers run one
+after the other. The bare model is `benchmarks.bare_kserve`, ONNX Runtime in a few lines as KServe's documentation shows it.
+The table also goes to benchmarks/results/torchserve.json.
 """
 
 import http.client
@@ -16,14 +17,16 @@ import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.servers import HOST, ROOT, add_bundle_option, endpoint, opened, served, torch_serve
+from benchmarks.servers import HOST, ROOT, add_bundle_option, bare_kserve, endpoint, opened, served, torch_serve
 from covidnet.export.bundle import Bundle
 
 RESULTS = ROOT / "benchmarks" / "results" / "torchserve.json"
 CALLERS = 16
+SERVERS = {"KServe predictor": endpoint, "bare KServe model": bare_kserve, "TorchServe": torch_serve}
 
 
 def main() -> None:
@@ -31,17 +34,18 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_bundle_option(parser)
     parser.add_argument("--seconds", type=float, default=20.0, help="per figure")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     with opened(options.bundle) as bundle:
-        compare(bundle, options.seconds)
+        compare(bundle, options.seconds, options.out)
 
 
-def compare(bundle: Bundle, seconds: float) -> None:
+def compare(bundle: Bundle, seconds: float, out: Path) -> None:
     """One server after the other."""
     body, headers = request(bundle.preprocess["size"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"{'server':>18} | {'p50 ms':>8} | {'p99 ms':>8} | {CALLERS} callers, scans/s")
-    for name, start in (("KServe predictor", endpoint), ("TorchServe", torch_serve)):
+    for name, start in SERVERS.items():
         with tempfile.TemporaryDirectory(dir="/tmp") as work, start(bundle, Path(work)) as target:
             sent = {**headers, **target.headers}
             run(target.port, body, sent, 1, min(seconds, 3.0))  # warms up
@@ -50,12 +54,13 @@ def compare(bundle: Bundle, seconds: float) -> None:
         p50, p99 = np.percentile(alone, [50, 99]) * 1e3
         rows.append({"server": name, "p50_ms": p50, "p99_ms": p99, "scans_per_s": len(together) / seconds})
         print(f"{name:>18} | {p50:8.2f} | {p99:8.2f} | {rows[-1]['scans_per_s']:.1f}", flush=True)
-    first, second = rows
-    print(f"{'ratio':>18} | {second['p50_ms'] / first['p50_ms']:7.2f}x | {second['p99_ms'] / first['p99_ms']:7.2f}x | "
-          f"{second['scans_per_s'] / first['scans_per_s']:.2f}x")  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
+    first, *others = rows
+    for row in others:
+        p50, p99, scans = (row[key] / first[key] for key in ("p50_ms", "p99_ms", "scans_per_s"))
+        print(f"{row['server']:>18} / {first['server']}: p50 {p50:.2f}x, p99 {p99:.2f}x, scans/s {scans:.2f}x")
+    out.parent.mkdir(exist_ok=True)
     found = {**served(bundle), "seconds": seconds, "rows": rows}
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def request(size: Sequence[int]) -> tuple[bytes, dict[str, str]]:
