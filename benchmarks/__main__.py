@@ -1,7 +1,7 @@
 """All headline figures in one table: measured, aimed at, and what the repository had before.
 
     python -m benchmarks            # the table, of benchmarks/results/*.json
-    python -m benchmarks --write    # the same table into docs/benchmarks.md
+    python -m benchmarks --write    # the same table into docs/benchmarks.md, and slopes into docs/scaling.md
 
 `make bench` measures everything on this machine first, which takes about two hours; each benchmark runs alone as well.
 """
@@ -11,22 +11,25 @@ import json
 import subprocess
 from pathlib import Path
 
+from benchmarks import scaling
 from benchmarks.headlines import HEADLINES, Headline
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+SCALING = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md; slopes into docs/scaling.md")
     options = parser.parse_args()
     found = table()
     if options.write:
         PAGE.write_text(with_table(PAGE.read_text(), found))
+        SCALING.write_text(with_table(SCALING.read_text(), scaling.table(RESULTS)))
     print(found, end="")
 
 

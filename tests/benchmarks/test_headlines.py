@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as headlines
+from benchmarks import scaling
 
 
 @pytest.fixture
@@ -19,6 +20,10 @@ def test_the_page_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headlines, "_committed", lambda _: None)
     page = headlines.PAGE.read_text()
     assert headlines.with_table(page, headlines.table()) == page, "run `python -m benchmarks --write`"
+    slopes = headlines.SCALING.read_text()
+    assert headlines.with_table(slopes, scaling.table(headlines.RESULTS)) == slopes, (
+        "run `python -m benchmarks --write`"
+    )
 
 
 def test_what_is_missed_and_what_was_not_measured_is_said(results: Path) -> None:
