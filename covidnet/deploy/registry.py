@@ -18,7 +18,7 @@ _TOKENS = ("KF_PIPELINES_SA_TOKEN_PATH", "/var/run/secrets/kubernetes.io/service
 _REMEDIES = {
     401: "it asks for a token: the pod's service account needs one, or KF_PIPELINES_SA_TOKEN_PATH names its file",
     403: "the service account of the run has no rights there; ask the registry's owner for them",
-    404: "expected the registry's own address, and a server that speaks /api/model_registry/v1",
+    404: "expected the registry's own address, and one that speaks the API of the installed client `model-registry`",
 }
 
 

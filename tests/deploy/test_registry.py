@@ -258,7 +258,7 @@ def test_the_token_of_the_service_account_is_sent_and_never_told(
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(403, "has no rights there"), (404, "speaks /api/model_registry/v1"), (500, "see the registry's log")],
+    [(403, "has no rights there"), (404, "speaks the API of the installed client"), (500, "see the registry's log")],
 )
 def test_a_refusal_is_named(server: Registry, evaluated: Path, bundle: Path, status: int, remedy: str) -> None:
     server.refuse = status
