@@ -5,18 +5,23 @@ The engine is the test's own: its socket, data and processes live in a temporary
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import nibabel
 import numpy as np
 import pytest
 import toy_bundle
 
+from covidnet import folder
+from covidnet.data.sources.phantom import LABELS, generate
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
 from serving.monitoring.local import free_ports
@@ -33,6 +38,36 @@ pytestmark = [
 # As the restricted Pod Security Standard and the manifests run them.
 CONFINED = ("--rm", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 Docker = Callable[..., str]
+_OUT = {"summary": "/tmp/summary"}
+OF_A_CLUSTER: dict[str, dict[str, Any]] = {  # component to arguments
+    "deploy": {"artifacts": {"bundle": "/in", **_OUT}},
+    "smoke_test": {"artifacts": {"bundle": "/in", "dataset": "/in", "findings": "/tmp/findings"}},
+    "release": {"passed": True, "artifacts": {"dataset": "/in", "findings": "/tmp/findings"}},
+    "register": {
+        **{name: name for name in ("data_revision", "code", "run_id", "run_name")},
+        "artifacts": {"bundle": "/in", "evaluation": "/in", **_OUT},
+    },
+}
+EVALUATED = {"winner": {"name": "toy"}, "metrics": {"toy": {}}, "calibration": {"ece_after": 0.1}}
+
+
+def git(*command: str, cwd: Path) -> str:
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    return subprocess.run(["git", *who, *command], cwd=cwd, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def versioned(repository: Path) -> str:
+    """A git repository with phantoms as NIfTI files; what `data.root` calls their folder."""
+    for index in range(60):
+        scan = generate(LABELS[index % 3], seed=0, index=index, difficulty=0.3, detail=(24, 48, 48)).scan
+        z, y, x = scan.spacing_mm
+        file = repository / "raw" / LABELS[index % 3] / f"{index}.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(scan.voxels.T[:, :, ::-1], np.diag([-x, -y, z, 1.0])), file)
+    git("init", "-q", "-b", "main", cwd=repository)
+    git("add", "raw", cwd=repository)
+    git("commit", "-qm", "scans", cwd=repository)
+    return f"{repository}//raw"
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +80,10 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     with (root / "log.txt").open("wb") as log:
         process = subprocess.Popen([*command, "--iptables=false"], stdout=log, stderr=log)
 
-    def run(*arguments: str, check: bool = True) -> str:
+    def run(*arguments: str, check: bool = True, told: bool = False) -> str:
         done = subprocess.run(["/usr/bin/docker", f"--host={address}", *arguments], capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.strip()
+        return (done.stdout + (done.stderr if told else "")).strip()
 
     run.address = address  # type: ignore[attr-defined]
     try:
@@ -124,11 +159,34 @@ class TestImages:
         found = docker("run", *CONFINED, "--network=none", "covidnet3d-stages:test", "python3", "-c", code)
         assert found == "/app/components/search.py"
 
+    @pytest.mark.parametrize("name", sorted(OF_A_CLUSTER))
+    def test_a_component_that_needs_a_cluster_has_all_it_imports_and_names_what_is_missing(
+        self, docker: Docker, tmp_path: Path, name: str
+    ) -> None:
+        for path in (tmp_path, toy_bundle.write(tmp_path).path):
+            path.chmod(0o755)  # the container's user is another
+        (tmp_path / "results.json").write_text(json.dumps(EVALUATED))
+        (tmp_path / "provenance.json").write_text(json.dumps({"inputs": {"dataset": "3d5b"}, "git_revision": None}))
+        params = {"deploy": {"registry": "http://127.0.0.1:9", "namespace": "team"}}
+        given = {**OF_A_CLUSTER[name], "params": json.dumps(params)}
+        code = (
+            f"import json, sys; from kfp import dsl; from components.{name} import {name} as component\n"
+            "given = json.loads(sys.argv[1])\n"
+            "for key, path in given.pop('artifacts').items(): given[key] = dsl.Artifact(name=key, uri=path)\n"
+            "component.python_func(**given)"
+        )
+        command = ["run", *CONFINED, "--network=none", f"-v={tmp_path}:/in:ro", "covidnet3d-stages:test"]
+        done = docker(*command, "python3", "-c", code, json.dumps(given), check=False, told=True)
+        assert re.search(r"covidnet\.errors\.CovidnetError: .*(no Kubernetes cluster|no answer)", done), done[-3000:]
+
     def test_the_whole_graph_runs_in_containers(self, docker: Docker, repository: Path, tmp_path: Path) -> None:
-        tiny = ["data.phantom.patients=60", "data.phantom.detail=[24, 48, 48]", "baselines=[densenet3d121]",
+        """On a version of raw scans in a git repository, which the containers read and never write."""
+        raw = versioned(tmp_path / "repository")
+        tiny = ["data.source=nifti", f"data.root={raw}", "data.revision=main", "baselines=[densenet3d121]",
                 "search.warmup_steps=4", "search.steps=4", "search.candidates=2", "search.random=2",
                 "training.tmacs=0.002", "training.evaluations=1", "evaluate.bootstrap=100",
-                "gate.at_least.accuracy=0", "gate.at_most.ece_after=1", "gate.margin=-1", "gate.false_alarms=1"]  # fmt: skip
+                "gate.at_least.accuracy=0", "gate.at_most.ece_after=1", "gate.margin=-1", "gate.false_alarms=1",
+                "gate.foreign_flagged=0"]  # fmt: skip
         command = [sys.executable, "-m", "pipelines", "run", "--runner", "docker", "--out", str(tmp_path / "out")]
         address: str = docker.address  # type: ignore[attr-defined]
         made = subprocess.run(
@@ -141,6 +199,12 @@ class TestImages:
         assert made.returncode == 0, (made.stdout + made.stderr)[-5000:]
         assert "Gate passed" in made.stdout
         assert Bundle.load(tmp_path / "out" / "export" / "bundle").labels == ("NCP", "CP", "Normal")
+        told = re.sub(r"\x1b\[\d+m", "", made.stdout + made.stderr)
+        ran = set(re.findall(r"Task '(.+?)(?:-\d[\d-]*)?' finished with status SUCCESS", told))
+        components = {file.stem for file in (repository / "components").glob("[!_]*.py")}
+        assert {name.replace("-", "_") for name in ran} >= components - set(OF_A_CLUSTER)
+        version = folder.provenance(tmp_path / "out" / "dataset")["parameters"]["data"]
+        assert version["revision"] == git("rev-parse", "HEAD", cwd=Path(raw.rpartition("//")[0]))
 
     def test_the_server_answers_and_drains(self, docker: Docker, tmp_path: Path) -> None:
         bundle = toy_bundle.write(tmp_path)
