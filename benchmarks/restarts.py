@@ -184,7 +184,7 @@ def roll(bundle: Bundle, work: Path, restarts: int) -> dict[str, Any]:
             starts.append(time.perf_counter() - since)
             if number % 10 == 9:
                 print(
-                    f"{number + 1} restarts, {service.answered.total()} answered, {service.lost.total()} lost",
+                    f"{number + 1} restarts, {service.answered.total()} answered, {dict(service.lost) or 'none'} lost",
                     flush=True,
                 )
         seconds = time.perf_counter() - began
