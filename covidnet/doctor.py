@@ -12,7 +12,7 @@ _PACKAGES = (
     ("openvino", "openvino", "predict on CPU, fastest", "pip install openvino"),
     ("onnxruntime-gpu", "onnxruntime", "predict on a GPU, or without OpenVINO", "pip install onnxruntime-gpu"),
     ("pydicom", "pydicom", "ingest, inspect, predict", "pip install covidnet3d"),
-    ("pylibjpeg", "pylibjpeg", "compressed DICOM", "pip install covidnet3d"),
+    ("pylibjpeg", "pylibjpeg", "JPEG 2000 in DICOM", "pip install covidnet3d"),
     ("dvc", "dvc", "dvc repro", "pip install 'covidnet3d[dev]'"),
 )
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 _WHY = {
     "numpy": "arrays", "scipy": "resampling, components, statistics", "pillow": "PNG, JPEG and TIFF slices, pictures",
     "pydantic": "the schema of `params.yaml`", "pyyaml": "reads `params.yaml`", "typer": "the command line",
-    "rich": "its tables", "pydicom": "DICOM", "pylibjpeg": "compressed DICOM", "pylibjpeg-libjpeg": "its JPEG",
-    "pylibjpeg-openjpeg": "its JPEG 2000", "imagecodecs": "fast JPEG Lossless and JPEG-LS", "pebble": "one process per scan",
+    "rich": "its tables", "pydicom": "DICOM", "pylibjpeg": "JPEG 2000 of DICOM",
+    "pylibjpeg-openjpeg": "its JPEG 2000", "imagecodecs": "JPEG and JPEG-LS of DICOM", "pebble": "one process per scan",
     "nibabel": "NIfTI", "simpleitk": "NRRD and MetaImage", "tifffile": "16-bit TIFF", "openvino": "the engine on CPU",
     "onnx": "reads and checks the model of a bundle", "torch": "training and search", "monai": "ResNet and DenseNet in 3D",
     "onnxscript": "torch's ONNX export needs it", "safetensors": "weights without pickle",
@@ -46,7 +46,6 @@ _STATED = {"hatchling": "MIT"}  # needed by one test, which skips where it isn't
 _LICENCES = {
     "BSD License": "BSD",
     "MIT License": "MIT",
-    "GNU General Public License v3 (GPLv3) / Other/Proprietary License": "**GPL-3.0**",
     "GNU Library or Lesser General Public License (LGPL)": "LGPL",
     "Apache Software License": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
@@ -142,8 +141,6 @@ def page() -> str:
             "`covidnet bundle sbom` lists an installed environment as CycloneDX. "
             "covidnet3d itself is Apache-2.0; the viewer of its page, NiiVue, is BSD-2-Clause.\n",
             table(("package", "asked for by", "for", "licence", "floor", "tested"), rows),
-            "`pylibjpeg-libjpeg` is under the GPL, version 3: who hands on an image or an environment with it hands that "
-            "part on under the GPL. covidnet3d imports nothing of it (pydicom does, for some JPEG transfer syntaxes).\n",
             "## Why not older\n",
             table(("package", "floor", "because"), kept_out),
             "Floors without a reason are the oldest versions that were new when the code was written. Tests hold that "

@@ -11,7 +11,7 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 
 from covidnet.data.scan import Scan
-from covidnet.data.sources import axes, jpeg_lossless
+from covidnet.data.sources import axes, jpeg
 from covidnet.data.sources.dicom_headers import PARSE_ERRORS, Slice, is_dicom, read_headers, read_pixels
 from covidnet.data.sources.limits import check_ratio, check_voxels
 from covidnet.errors import ScanError
@@ -211,13 +211,13 @@ def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
     dataset.file_meta.TransferSyntaxUID = syntax
     try:
-        pixels = jpeg_lossless.read(dataset)
+        pixels = jpeg.read(dataset)
         if pixels is None:
             pixels = pixel_array(
                 dataset,
                 index=item.frame if item.frames > 1 else None,
                 raw=True,
-                decoding_plugin=jpeg_lossless.plugin(syntax),
+                decoding_plugin=jpeg.plugin(syntax),
             )
     except PARSE_ERRORS as error:
         raise ScanError(
