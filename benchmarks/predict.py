@@ -56,7 +56,7 @@ def cold(bundle: Path, folder: Path) -> dict[str, float]:
     """Seconds from starting the process to its end, for one prepared volume; the answer comes just before the end."""
     volume = folder / "volume.npy"
     np.save(volume, np.zeros(Spec.from_dict(Bundle.load(bundle).preprocess).size, np.uint8))
-    command = [sys.executable, "-m", "covidnet.cli", "predict", str(volume), "--bundle", str(bundle)]
+    command = [sys.executable, "-m", "covidnet", "predict", str(volume), "--bundle", str(bundle)]
     times = []
     for _ in range(COLD_RUNS):
         started = time.perf_counter()

@@ -32,7 +32,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "covidnet.cli", *arguments]
+    command = [sys.executable, "-m", "covidnet", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True

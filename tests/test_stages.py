@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def start(arguments, cwd):
-    command = [sys.executable, "-m", "covidnet.cli", *arguments]
+    command = [sys.executable, "-m", "covidnet", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

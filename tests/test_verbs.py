@@ -14,7 +14,7 @@ VERBS = [name.removeprefix("covidnet ") for name, _ in commands(get_command(app)
 
 
 def covidnet(*arguments, cwd=None):
-    command = [sys.executable, "-m", "covidnet.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "covidnet", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
 
 

@@ -137,7 +137,7 @@ def _submit(client: "TrainerClient", job: Job) -> None:
     from kubeflow.trainer.options.kubernetes import RuntimePatch
 
     results = job.shared / "results"
-    command = ["torchrun", "-m", "covidnet.cli", *job.verb, "--params", str(job.shared / "params.yaml")]
+    command = ["torchrun", "-m", "covidnet", *job.verb, "--params", str(job.shared / "params.yaml")]
     resources = {"cpu": 4, "memory": "16Gi", **({job.gpu_type: job.gpus} if job.gpus else {})}
     trainer = CustomTrainerContainer(os.environ["COVIDNET_IMAGE"], job.nodes, resources, {"PYTHONUNBUFFERED": "1"})
     options = [

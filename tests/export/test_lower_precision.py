@@ -121,7 +121,7 @@ def test_each_verdict_follows_from_its_figures(exported: Path) -> None:
 def test_predict_runs_what_was_accepted_and_says_why_not(exported: Path, precision: str, tmp_path: Path) -> None:
     verdict = Bundle.load(exported / "bundle").precisions[precision]
     np.save(tmp_path / "scan.npy", np.load(exported.parent / "dataset/scans.npy")[15])
-    command = [sys.executable, "-m", "covidnet.cli", "predict", "scan.npy", "--bundle", exported / "bundle"]
+    command = [sys.executable, "-m", "covidnet", "predict", "scan.npy", "--bundle", exported / "bundle"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [*command, "--precision", precision], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

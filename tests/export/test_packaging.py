@@ -163,7 +163,7 @@ def test_verbs_check_sign_and_package(toy: Bundle, keys: list[tuple[Path, Path]]
     folder = shutil.copytree(toy.path, tmp_path / "bundle")
 
     def covidnet(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "covidnet.cli", "bundle", *map(str, arguments)]
+        command = [sys.executable, "-m", "covidnet", "bundle", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
 
     assert covidnet("sign", folder, "--key", keys[0][0]).returncode == 0

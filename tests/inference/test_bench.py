@@ -14,7 +14,7 @@ from covidnet.inference import engine, selection
 
 
 def covidnet(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "covidnet.cli", "bench", *map(str, arguments)]
+    command = [sys.executable, "-m", "covidnet", "bench", *map(str, arguments)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 

@@ -147,7 +147,7 @@ def volumes(tmp_path: Path) -> list[Path]:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "covidnet.cli", "predict", *map(str, arguments)]
+    command = [sys.executable, "-m", "covidnet", "predict", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 

@@ -80,7 +80,7 @@ def test_a_local_run_leaves_what_the_command_line_leaves(repository, tmp_path):
     assert not (graph / ".workspace").exists()
     assert not list(graph.glob(".run-*"))
     for verb in VERBS:
-        command = [sys.executable, "-m", "covidnet.cli", *verb, *OVERRIDES, "-S", f"results={plain}"]
+        command = [sys.executable, "-m", "covidnet", *verb, *OVERRIDES, "-S", f"results={plain}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True)
     for stage in STAGES:

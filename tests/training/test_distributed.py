@@ -52,11 +52,11 @@ def test_two_processes_end_where_one_does(outcomes, what):
 @pytest.mark.slow
 def test_the_search_verb_runs_under_torchrun_and_speaks_once(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    assert python("-m", "covidnet.cli", "ingest", cwd=tmp_path).returncode == 0
-    result = python(*TORCHRUN, "-m", "covidnet.cli", "search", "--json", cwd=tmp_path)
+    assert python("-m", "covidnet", "ingest", cwd=tmp_path).returncode == 0
+    result = python(*TORCHRUN, "-m", "covidnet", "search", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["metrics"] == json.loads((tmp_path / "results/search/S/metrics.json").read_text())
-    refused = python(*TORCHRUN, "-m", "covidnet.cli", "search", "-S", "search.batch=7", "--out", "odd", cwd=tmp_path)
+    refused = python(*TORCHRUN, "-m", "covidnet", "search", "-S", "search.batch=7", "--out", "odd", cwd=tmp_path)
     assert refused.returncode != 0
     assert "search.batch is 7, which 2 processes can't share evenly" in refused.stderr
     assert not (tmp_path / "odd").exists()

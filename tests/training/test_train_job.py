@@ -188,7 +188,7 @@ def test_a_job_runs_the_verb_under_torchrun_and_its_result_is_the_tasks(trainer,
     assert spec["image"] == "registry.example/covidnet3d@sha256:0"
     assert spec["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == 4
     shared = tmp_path / "workspace" / "jobs" / job["metadata"]["name"]
-    assert spec["command"] == ["torchrun", "-m", "covidnet.cli", "search", "--variant", "S", "--params",
+    assert spec["command"] == ["torchrun", "-m", "covidnet", "search", "--variant", "S", "--params",
                                f"{shared}/params.yaml", "-S", f"results={shared}/results"]  # fmt: skip
     assert config.load(shared / "params.yaml").search.steps == 7
     (patch,) = job["spec"]["runtimePatches"]
