@@ -3,10 +3,11 @@
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from json_server import JsonHandler, answering
 from kubernetes.client import ApiClient, Configuration
 
 from covidnet.config import Deploy
@@ -128,7 +129,7 @@ class Kube(ThreadingHTTPServer):
         return 200, self.live() or {}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     server: Kube
 
     def do_GET(self) -> None:
@@ -166,25 +167,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(status, body)
         return fault is not None
 
-    def answer(self, status: int, tree: Any) -> None:
-        text = (tree if isinstance(tree, str) else json.dumps(tree)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def kube() -> Iterator[Kube]:
     server = Kube()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with answering(server):
+        yield server
 
 
 @pytest.fixture

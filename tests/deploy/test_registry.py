@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from json_server import JsonHandler, answering
 from pydantic import ValidationError
 from toy_bundle import TEMPERATURE, detector, write
 
@@ -49,7 +50,7 @@ class Registry(ThreadingHTTPServer):
         return 201, row
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     server: Registry
 
     def refused(self) -> bool:
@@ -91,24 +92,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(*self.server.add(table, body, parent))
 
     def answer(self, status: int, tree: dict[str, Any]) -> None:
-        text = json.dumps({key: value for key, value in tree.items() if key != "parent"}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+        super().answer(status, {key: value for key, value in tree.items() if key != "parent"})
 
 
 @pytest.fixture
 def server() -> Iterator[Registry]:
     server = Registry()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with answering(server):
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
+from http.server import ThreadingHTTPServer
 
 import httpx
 import numpy as np
 import pytest
+from json_server import JsonHandler, answering
 from toy_bundle import SIZE, TEMPERATURE, detector, write
 
 from covidnet.config import Deploy
@@ -85,9 +86,9 @@ class Double(ThreadingHTTPServer):
         self.draws = np.random.default_rng(0)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     def do_GET(self):
-        self.reply(200, {"ready": True})
+        self.answer(200, {"ready": True})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -95,40 +96,26 @@ class Handler(BaseHTTPRequestHandler):
         tensor = json.loads(body[:end])["inputs"][0]
         time.sleep(self.server.lag_s)
         if self.server.draws.random() < self.server.error:
-            return self.reply(503, {})
+            return self.answer(503, {})
         if tensor["shape"][2:] != list(SIZE):
-            return self.reply(400, {})
+            return self.answer(400, {})
         batch = np.frombuffer(body[end:], np.uint8).reshape(tensor["shape"])
         found = self.server.engine.run(batch).probabilities + self.server.shift
         output = {"name": "probabilities", "shape": list(found.shape), "data": found.ravel().tolist()}
-        return self.reply(200, {"model_version": self.server.version, "outputs": [output]})
-
-    def reply(self, status, tree):
-        text = json.dumps(tree).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_):
-        pass
+        return self.answer(200, {"model_version": self.server.version, "outputs": [output]})
 
 
 @pytest.fixture
 def double(bundle):
     """Starts doubles; each gives its server, and the endpoint to ask it."""
-    started = []
 
     def start():
         server = Double(bundle)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        started.append(server)
+        running.enter_context(answering(server))
         return server, Endpoint(f"http://127.0.0.1:{server.server_port}", timeout_s=5)
 
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as running:
+        yield start
 
 
 def test_a_runtime_without_flags_passes_on_prepared_volumes_alone(double, bundle, volumes):

@@ -1,13 +1,13 @@
 """TrainJobs against an HTTP API that does what Kubeflow Trainer does with them."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from json_server import JsonHandler, answering
 from kubeflow.common.types import KubernetesBackendConfig
 from kubeflow.trainer import TrainerClient
 from kubernetes.client import Configuration
@@ -59,29 +59,29 @@ class Trainer(ThreadingHTTPServer):
                 self.state = self.state()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     def do_GET(self):
         path = urlsplit(self.path).path
         if self.server.refuse:
-            return self.reply(self.server.refuse, {})
+            return self.answer(self.server.refuse, {})
         if path.startswith(JOBS + "/"):
             job = self.server.jobs.get(path.rpartition("/")[2])
             if job is None:
-                return self.reply(404, {})
+                return self.answer(404, {})
             state = self.server.state
             conditions = [{"type": state, "status": "True"}] if state in ("Complete", "Failed") else []
             for condition in conditions:
                 condition.update(reason="x", message="x", lastTransitionTime="2026-01-01T00:00:00Z")
-            return self.reply(200, {**job, "status": {"conditions": conditions}})
+            return self.answer(200, {**job, "status": {"conditions": conditions}})
         if path.endswith("clustertrainingruntimes/torch-distributed"):
-            return self.reply(200, RUNTIME)
+            return self.answer(200, RUNTIME)
         if path.endswith("/log"):
-            return self.reply(200, "step 1\nstep 2\n", "text/plain")
+            return self.answer(200, "step 1\nstep 2\n", "text/plain")
         if path.endswith("/pods"):
-            return self.reply(200, {"kind": "PodList", "apiVersion": "v1", "items": self.pods()})
+            return self.answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self.pods()})
         if path.endswith("/events"):
-            return self.reply(200, {"kind": "EventList", "apiVersion": "v1", "items": self.events()})
-        return self.reply(404, {})
+            return self.answer(200, {"kind": "EventList", "apiVersion": "v1", "items": self.events()})
+        return self.answer(404, {})
 
     def pods(self):
         labels = {"jobset.sigs.k8s.io/replicatedjob-name": "node", "batch.kubernetes.io/job-completion-index": "0"}
@@ -101,44 +101,31 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.server.refuse:
-            return self.reply(self.server.refuse, {})
+            return self.answer(self.server.refuse, {})
         job["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
         self.server.jobs[job["metadata"]["name"]] = job
         self.server.created.append(job)
         self.server.look()
-        return self.reply(201, job)
+        return self.answer(201, job)
 
     def do_DELETE(self):
         self.server.jobs.pop(urlsplit(self.path).path.rpartition("/")[2])
-        self.reply(200, {})
-
-    def reply(self, status, tree, kind="application/json"):
-        text = (tree if isinstance(tree, str) else json.dumps(tree)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_):
-        pass
+        self.answer(200, {})
 
 
 @pytest.fixture
 def trainer(monkeypatch, tmp_path):
     server = Trainer()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    settings = Configuration(host=f"http://127.0.0.1:{server.server_port}")
-    settings.retries = 0
-    client = TrainerClient(KubernetesBackendConfig(namespace="team", client_configuration=settings))
-    monkeypatch.setattr(train_job, "_client", lambda: client)
-    monkeypatch.setattr(train_job, "time", SimpleNamespace(sleep=lambda _: server.look()))
-    monkeypatch.setenv(folder.WORKSPACE, str(tmp_path / "workspace"))
-    monkeypatch.setenv("COVIDNET_WORKSPACE_CLAIM", "work")
-    monkeypatch.setenv("COVIDNET_IMAGE", "registry.example/covidnet3d@sha256:0")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with answering(server):
+        settings = Configuration(host=f"http://127.0.0.1:{server.server_port}")
+        settings.retries = 0
+        client = TrainerClient(KubernetesBackendConfig(namespace="team", client_configuration=settings))
+        monkeypatch.setattr(train_job, "_client", lambda: client)
+        monkeypatch.setattr(train_job, "time", SimpleNamespace(sleep=lambda _: server.look()))
+        monkeypatch.setenv(folder.WORKSPACE, str(tmp_path / "workspace"))
+        monkeypatch.setenv("COVIDNET_WORKSPACE_CLAIM", "work")
+        monkeypatch.setenv("COVIDNET_IMAGE", "registry.example/covidnet3d@sha256:0")
+        yield server
 
 
 @pytest.fixture
