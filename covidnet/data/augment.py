@@ -1,6 +1,7 @@
 """Batched augmentation on the training device: one call per batch, no worker, reproducible from (seed, step)."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -71,12 +72,25 @@ def boxes(shape: torch.Size, side: float, generator: torch.Generator) -> Tensor:
     Returns:
         ``bool (B, D, H, W)``, true inside.
     """
+
+    def within(_: int, place: Tensor) -> Tensor:
+        middle, half = torch.rand(2, shape[0], 1, generator=generator) * torch.tensor([1.0, side / 2]).view(2, 1, 1)
+        near: Tensor = (place - middle).abs() <= half
+        return near
+
+    return _where(shape, within)
+
+
+def _where(shape: torch.Size, within: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Box per scan, ``bool (B, D, H, W)``, from its extent along each axis.
+
+    Args:
+        within: given the axis, 1 to 3, and the places ``(length,)`` of the voxels' middles, 0..1: ``bool (B, length)``.
+    """
     inside = torch.ones(shape, dtype=torch.bool)
     for axis, length in enumerate(shape[1:], start=1):
-        middle, half = torch.rand(2, shape[0], 1, generator=generator) * torch.tensor([1.0, side / 2]).view(2, 1, 1)
-        place = (torch.arange(length) + 0.5) / length  # of voxel middles, 0..1
-        within = (place - middle).abs() <= half  # (B, length)
-        inside &= within.view(shape[0], *(length if i == axis else 1 for i in range(1, len(shape))))
+        along = within(axis, (torch.arange(length) + 0.5) / length)
+        inside &= along.view(shape[0], *(length if i == axis else 1 for i in range(1, len(shape))))
     return inside
 
 
@@ -144,14 +158,13 @@ def cutmix(
         return volume, labels
     draw = torch.rand(len(volume), 5, generator=generator)
     side = torch.where(draw[:, 0] < share, draw[:, 1] ** (1 / 3), 0.0)  # of the volume's, along each axis
-    inside = torch.ones(len(volume), *volume.shape[2:], dtype=torch.bool)  # (B, D, H, W)
-    for axis, length in enumerate(inside.shape[1:], start=1):
+
+    def within(axis: int, place: Tensor) -> Tensor:
         start = (draw[:, 1 + axis] * (1 - side))[:, None]
-        place = (torch.arange(length) + 0.5) / length  # of voxel middles, 0..1
-        within = (place >= start) & (place < start + side[:, None])  # (B, length)
-        inside &= within.view(len(inside), *(length if i == axis else 1 for i in range(1, 4)))
+        return (place >= start) & (place < start + side[:, None])
+
+    inside = _where(volume[:, 0].shape, within).to(volume.device)
     order = torch.randperm(len(volume), generator=generator).to(volume.device)
-    inside = inside.to(volume.device)
     targets = labels if labels.is_floating_point() else torch.nn.functional.one_hot(labels, classes).float()
     foreign = inside.float().mean(dim=(1, 2, 3))
     return (
