@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, config
-from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 
 from covidnet.data.scan import Scan
@@ -211,14 +210,7 @@ def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
     dataset.file_meta.TransferSyntaxUID = syntax
     try:
-        pixels = jpeg.read(dataset)
-        if pixels is None:
-            pixels = pixel_array(
-                dataset,
-                index=item.frame if item.frames > 1 else None,
-                raw=True,
-                decoding_plugin=jpeg.plugin(syntax),
-            )
+        pixels = jpeg.pixels(dataset, item.frame if item.frames > 1 else None)
     except PARSE_ERRORS as error:
         raise ScanError(
             f"slice {index} can't be decoded ({syntax.name}, {type(error).__name__}); it is damaged or its "
@@ -226,7 +218,7 @@ def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:
         ) from None
     if pixels.shape != item.shape:
         raise ScanError(f"slice {index} decodes to {pixels.shape}, expected {item.shape}; the file is damaged")
-    return np.asarray(pixels)
+    return pixels
 
 
 def _hounsfield(stored: np.ndarray, item: Slice) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     UID,
     JPEGBaseline8Bit,
@@ -46,9 +46,24 @@ def decode(frame: bytes, runner: Any) -> bytearray:
     codec = CODECS[runner.transfer_syntax]
     if codec == "jpegls_decode":  # its words are as wide as it needs, whatever the header says
         runner.set_option("bits_allocated", 8 if runner.get_option("jls_precision", runner.bits_stored) <= 8 else 16)
-    pixels = np.empty((runner.rows, runner.columns), np.uint8 if runner.bits_allocated == 8 else np.uint16)
-    getattr(importlib.import_module(NAME), codec)(frame, out=pixels)
-    return bytearray(pixels.data)
+    return bytearray(_unpacked(codec, frame, (runner.rows, runner.columns), runner.bits_allocated).data)
+
+
+def pixels(dataset: Dataset, frame: int | None) -> np.ndarray:
+    """Stored values of one frame, of any transfer syntax that pydicom has a decoder for.
+
+    Args:
+        dataset: with the file's meta information and its pixels.
+        frame: its number; None where there is no other.
+
+    Raises:
+        what pydicom's decoders raise on damaged frames.
+    """
+    straight = read(dataset)
+    if straight is not None:
+        return straight
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return np.asarray(pixel_array(dataset, index=frame, raw=True, decoding_plugin=plugin(syntax)))
 
 
 def read(dataset: Dataset) -> np.ndarray | None:
@@ -70,14 +85,21 @@ def read(dataset: Dataset) -> np.ndarray | None:
         return None
     if signed and dataset.BitsStored != bits:
         return None
-    pixels = np.empty((dataset.Rows, dataset.Columns), f"u{bits // 8}")
-    importlib.import_module(NAME).jpeg8_decode(next(generate_frames(dataset.PixelData, number_of_frames=1)), out=pixels)
-    return pixels.view(f"i{bits // 8}") if signed else pixels
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    stored = _unpacked(CODECS[syntax], frame, (dataset.Rows, dataset.Columns), bits)
+    return stored.view(f"i{bits // 8}") if signed else stored
 
 
 def plugin(syntax: UID) -> str:
     """Name of the decoder to ask pydicom for; empty: its own choice."""
     return NAME if is_available(syntax) else ""
+
+
+def _unpacked(codec: str, frame: bytes, shape: tuple[int, int], bits: int) -> np.ndarray:
+    """A frame of that shape, of unsigned words of 8 or 16 bits."""
+    unpacked = np.empty(shape, np.uint8 if bits == 8 else np.uint16)
+    getattr(importlib.import_module(NAME), codec)(frame, out=unpacked)
+    return unpacked
 
 
 for _syntax in CODECS:
