@@ -113,6 +113,18 @@ def write_json(path: Path, tree: Any) -> None:
     path.write_text(json.dumps(tree, indent=2) + "\n")
 
 
+@contextmanager
+def replacing(path: Path, ending: str = ".partial") -> Iterator[Path]:
+    """Where to write a file's new content: the file is its old self until the block ends, and whole at any moment.
+
+    Args:
+        ending: of the name meanwhile; one of the process's own where several may write at a time.
+    """
+    partial = path.with_name(path.name + ending)
+    yield partial
+    partial.replace(path)
+
+
 def finite(tree: Any) -> Any:
     """JSON has no NaN: undefined figures become null."""
     if isinstance(tree, Mapping):

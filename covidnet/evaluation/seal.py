@@ -58,9 +58,8 @@ def open_seal(log: Path, dataset: str, candidates: Mapping[str, str]) -> tuple[l
     use = Use(
         datetime.now(UTC).isoformat(timespec="seconds"), dataset, dict(candidates), folder.git_revision() or "unknown"
     )
-    partial = log.with_name(log.name + ".partial")  # a full disk must not leave half a line
-    partial.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*uses, use]))
-    partial.replace(log)
+    with folder.replacing(log) as partial:  # a full disk must not leave half a line
+        partial.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*uses, use]))
     return [*ours, use], True
 
 

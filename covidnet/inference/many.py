@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from covidnet import folder
 from covidnet.data.sources import pseudonym
 from covidnet.errors import UsageError
 from covidnet.progress import progress
@@ -117,9 +118,8 @@ def _without_old_failures(stream: IO[str], path: Path) -> list[dict[str, Any]]:
     last = {answer["id"]: place for place, answer in enumerate(answers)}
     kept = [one for place, one in enumerate(answers) if "error" not in one or last[one["id"]] == place]
     if kept != answers:
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text("".join(json.dumps(answer) + "\n" for answer in kept))
-        partial.replace(path)
+        with folder.replacing(path) as partial:
+            partial.write_text("".join(json.dumps(answer) + "\n" for answer in kept))
     return kept
 
 
@@ -131,17 +131,16 @@ def _write_table(answers: Sequence[dict[str, Any]], out: Path) -> None:
     """One row per scan: a column per class's probability, flags joined by semicolons, seconds by phase."""
     rows = [_row(answer) for answer in answers]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    partial = out.with_name(f"{out.name}.partial")
-    if out.suffix == ".csv":
-        with partial.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        arrow = _arrow()
-        table = arrow.table({name: [row.get(name) for row in rows] for name in names})
-        arrow.parquet.write_table(table, partial)
-    partial.replace(out)
+    with folder.replacing(out) as partial:
+        if out.suffix == ".csv":
+            with partial.open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, names, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            arrow = _arrow()
+            table = arrow.table({name: [row.get(name) for row in rows] for name in names})
+            arrow.parquet.write_table(table, partial)
 
 
 def _row(answer: dict[str, Any]) -> dict[str, Any]:

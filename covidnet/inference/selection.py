@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from covidnet import folder
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
 from covidnet.inference.engine import Device, Name, Precision
@@ -35,9 +36,8 @@ def record(bundle: Bundle, device: Device, precision: Precision, threads: int, t
     """Keep a measurement for `recorded`; does nothing where nothing can be written."""
     path = _path(bundle, device, precision, threads)
     if path is not None:
-        partly = path.with_suffix(f".{os.getpid()}")
-        partly.write_text(json.dumps(dict(times_ms)) + "\n")
-        partly.replace(path)
+        with folder.replacing(path, f".{os.getpid()}") as partly:
+            partly.write_text(json.dumps(dict(times_ms)) + "\n")
 
 
 def measure(

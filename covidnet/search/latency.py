@@ -22,6 +22,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from covidnet import folder
 from covidnet.errors import UsageError
 from covidnet.inference import engine, selection
 from covidnet.models.covidnet3d import SPACES, Space
@@ -109,9 +110,8 @@ def cached(
     if deviation(table.check) > BUSY:
         tell("Latencies were measured on a busy machine and are not kept; for better ones stop what else runs here")
     elif path:
-        partial = path.with_suffix(f".{os.getpid()}")
-        table.save(partial)
-        partial.replace(path)
+        with folder.replacing(path, f".{os.getpid()}") as partial:
+            table.save(partial)
     return table
 
 

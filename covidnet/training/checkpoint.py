@@ -1,6 +1,5 @@
 """Atomic, pickle-free-to-load checkpoints, and interruptions that wait for the end of a step."""
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from covidnet import folder
 from covidnet.errors import CovidnetError
 
 Interrupted = Callable[[], bool]
@@ -49,9 +49,8 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the saved state, or leave the old one."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        with folder.replacing(self.path) as partial:
+            torch.save(state, partial)
         self._last = time.monotonic()
 
     def remove(self) -> None:
