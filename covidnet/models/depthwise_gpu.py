@@ -75,6 +75,21 @@ def _packed(weight: Tensor) -> Tensor:
     return weight[:, 0].movedim(0, -1).float().contiguous()
 
 
+@triton.jit
+def _add(
+    sums, value, factors, at: tl.constexpr, ROWS: tl.constexpr, SUMS: tl.constexpr, FACTORS: tl.constexpr,
+):  # fmt: skip
+    """A value of a row to every sum that it has a factor for: sum ``s`` meets it with factor ``at - s``, in each row."""
+    added = ()
+    for t in tl.static_range(ROWS):
+        for s in tl.static_range(SUMS):
+            if at >= s and at - s < FACTORS:
+                added = added + (sums[t * SUMS + s] + value * factors[t * FACTORS + at - s],)
+            else:
+                added = added + (sums[t * SUMS + s],)
+    return added
+
+
 @triton.jit(do_not_specialize=["D", "H", "W"])
 def _convolve(
     x, w, y, D, H, W, C,
@@ -101,14 +116,7 @@ def _convolve(
             for i in tl.static_range(TW + KW - 1):
                 wi = w0 + i - KW // 2
                 value = tl.load(row + wi * C + c, mask=(wi >= 0) & (wi < W), other=0.0).to(tl.float32)
-                added = ()
-                for t in tl.static_range(TH):
-                    for j in tl.static_range(TW):
-                        if i >= j and i - j < KW:
-                            added = added + (sums[t * TW + j] + value * taps[t * KW + i - j],)
-                        else:
-                            added = added + (sums[t * TW + j],)
-                sums = added
+                sums = _add(sums, value, taps, i, TH, TW, KW)
     for t in tl.static_range(TH):
         row = y + (tl.program_id(2).to(tl.int64) * H + h0 + t) * W * C
         for j in tl.static_range(TW):
@@ -148,14 +156,7 @@ def _correlate(
             for i in tl.static_range(TW + KW - 1):
                 wi = w0 + i - KW // 2
                 value = tl.load(x + row + wi * C + c, mask=ok & (wi >= 0) & (wi < W), other=0.0).to(tl.float32)
-                added = ()
-                for t in tl.static_range(TK):
-                    for k in tl.static_range(KW):
-                        if i >= k and i - k < TW:
-                            added = added + (sums[t * KW + k] + value * grads[t * TW + i - k],)
-                        else:
-                            added = added + (sums[t * KW + k],)
-                sums = added
+                sums = _add(sums, value, grads, i, TK, KW, TW)
     for t in tl.static_range(TK):
         for k in tl.static_range(KW):
             at = ((share * KD + kd) * KH + kh0 + t) * KW + k
