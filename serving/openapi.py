@@ -12,7 +12,6 @@ from serving.protocol import INPUTS, MAPS, MAX_SCANS, MAX_TIMEOUT_US, OUTPUTS, S
 
 Tree = dict[str, Any]
 BINARY: Tree = {"type": "string", "format": "binary"}
-STATUS: Tree = {"type": "object"}
 
 
 def document(size: tuple[int, int, int], labels: tuple[str, ...]) -> Tree:
@@ -101,7 +100,7 @@ def _json(schema: Tree) -> Tree:
 
 
 def _get(summary: str) -> Tree:
-    return {"summary": summary, "responses": _responses({"application/json": {"schema": STATUS}})}
+    return {"summary": summary, "responses": _responses(_json({"type": "object"}))}
 
 
 def _post(summary: str, body: Tree | None, answer: Tree, *parameters: Tree, created: bool = False) -> Tree:
