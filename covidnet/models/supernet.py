@@ -25,26 +25,46 @@ class SharedBlock(nn.Module):
     def __init__(self, width: int, operations: Sequence[Operation]) -> None:
         super().__init__()
         largest = Operation(max(o.kernel for o in operations), max(o.expansion for o in operations))
-        self.width = width
         self.weights = MBConv(width, largest)
+        self.candidates = nn.ModuleDict({o.name: Crop(self.weights, width, o) for o in operations if o.kernel})
 
     def forward(self, x: Tensor, operation: Operation, gate: Tensor | None) -> Tensor:
         """The block's output ``(B, C, D, H, W)``; ``gate`` scales the residual branch and carries its gradient."""
         if not operation.kernel:
             return x
-        w, hidden, crop = self.weights, self.width * operation.expansion, self._crop(operation)
+        y: Tensor = self.candidates[operation.name](x)
+        return x + (y if gate is None else y * gate)
+
+    def extract(self, operation: Operation) -> MBConv:
+        """A free-standing copy of one candidate."""
+        candidate = self.candidates[operation.name]
+        assert isinstance(candidate, Crop)
+        return candidate.extract()
+
+
+class Crop(nn.Module):
+    """One candidate of a `SharedBlock`: the residual branch by the centre of the kernel and the first channels."""
+
+    def __init__(self, weights: MBConv, width: int, operation: Operation) -> None:
+        super().__init__()
+        self.weights, self.width, self.operation = weights, width, operation
+        full = weights.depthwise.kernel_size[0]
+        margin = (full - operation.kernel) // 2
+        self.hidden, self.centre = width * operation.expansion, slice(margin, full - margin)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch's output, of the shape of ``x`` ``(B, C, D, H, W)``."""
+        w, hidden, crop = self.weights, self.hidden, self.centre
         y = nn.functional.conv3d(x, w.expand.weight[:hidden])  # (B, e*C, D, H, W)
         y = nn.functional.relu6(_normalise(y, w.bn1, hidden))
         y = depthwise_conv3d(y, w.depthwise.weight[:hidden, :, crop, crop, crop])
         y = nn.functional.relu6(_normalise(y, w.bn2, hidden))
         y = nn.functional.conv3d(y, w.project.weight[:, :hidden])  # (B, C, D, H, W)
-        y = _normalise(y, w.bn3, self.width)
-        return x + (y if gate is None else y * gate)
+        return _normalise(y, w.bn3, self.width)
 
-    def extract(self, operation: Operation) -> MBConv:
-        """A free-standing copy of one candidate."""
-        hidden, crop = self.width * operation.expansion, self._crop(operation)
-        block, w = MBConv(self.width, operation), self.weights
+    def extract(self) -> MBConv:
+        """A free-standing copy."""
+        block, w, hidden, crop = MBConv(self.width, self.operation), self.weights, self.hidden, self.centre
         with torch.no_grad():
             block.expand.weight.copy_(w.expand.weight[:hidden])
             block.depthwise.weight.copy_(w.depthwise.weight[:hidden, :, crop, crop, crop])
@@ -53,11 +73,6 @@ class SharedBlock(nn.Module):
                 mine.weight.copy_(shared.weight[: mine.num_features])
                 mine.bias.copy_(shared.bias[: mine.num_features])
         return block
-
-    def _crop(self, operation: Operation) -> slice:
-        full = self.weights.depthwise.kernel_size[0]
-        margin = (full - operation.kernel) // 2
-        return slice(margin, full - margin)
 
 
 class SeparateBlock(nn.Module):

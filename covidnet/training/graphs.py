@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covidnet.models.supernet import SeparateBlock, Supernet
+from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import shared
 from covidnet.progress import tell
 
@@ -52,13 +52,11 @@ def recorded(parts: Iterable[Part], half: bool) -> Iterator[None]:
 
 
 def parts_of(supernet: Supernet, volume: Tensor) -> Iterator[Part]:
-    """What of a supernet is worth recording: all but the head, where the candidates have weights of their own.
+    """What of a supernet is worth recording: all but the head.
 
     Args:
         volume: a batch ``(B, C, D, H, W)`` of its input on the GPU.
     """
-    if not all(isinstance(block, SeparateBlock) for block in supernet.blocks):
-        return
     inputs: dict[nn.Module, Tensor] = {}
     fixed = [supernet.stem, *supernet.calibrations, supernet.last]
     hooks = [
@@ -74,7 +72,7 @@ def parts_of(supernet: Supernet, volume: Tensor) -> Iterator[Part]:
     for module in fixed:
         yield [module], inputs[module].requires_grad_(module is not supernet.stem)
     for block in supernet.blocks:
-        assert isinstance(block, SeparateBlock)
+        assert isinstance(block.candidates, nn.ModuleDict)
         yield list(block.candidates.children()), inputs[block].requires_grad_()
 
 

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 SIZE = (8, 32, 32)
 
 
-def losses(recorded: bool, steps: int = 6) -> list[float]:
-    """Of a short search with the paper's separate weights."""
+def losses(share_weights: bool, recorded: bool, steps: int = 6) -> list[float]:
+    """Of a short search."""
     space, device = SPACES["S"], torch.device("cuda")
-    settings = Search(share_weights=False, batch=8, warmup_steps=2, steps=steps - 2, size=SIZE)
+    settings = Search(share_weights=share_weights, batch=8, warmup_steps=2, steps=steps - 2, size=SIZE)
     scans = torch.randint(0, 256, (32, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     half = Volumes(scans.to(device), (torch.arange(32) % 3).to(device))
     torch.manual_seed(0)
-    supernet = place(Supernet(space, 1, 3, share_weights=False), device)
+    supernet = place(Supernet(space, 1, 3, share_weights), device)
     run = dnas._Run(supernet, Costing(cost.table(space, SIZE, 1, 3), Budget()), half, half, settings, Augment(), 0)
     with graphs.recorded(run.parts() if recorded else [], half=True):
         rows = [run.iterate() for _ in range(steps)]
@@ -33,8 +33,10 @@ def losses(recorded: bool, steps: int = 6) -> list[float]:
     return [row[name] for row in rows for name in ("weight_loss", "alpha_loss") if row[name] is not None]
 
 
-def test_a_recorded_search_sees_the_losses_of_one_that_is_not() -> None:
-    assert losses(recorded=True) == pytest.approx(losses(recorded=False), rel=0.02)  # bfloat16
+@pytest.mark.parametrize("share_weights", [True, False], ids=["shared", "separate"])
+def test_a_recorded_search_sees_the_losses_of_one_that_is_not(share_weights: bool) -> None:
+    recorded, launched = (losses(share_weights, recorded) for recorded in (True, False))
+    assert recorded == pytest.approx(launched, rel=0.02)  # bfloat16
 
 
 def test_what_cannot_be_recorded_goes_on_without(capsys: pytest.CaptureFixture[str]) -> None:
