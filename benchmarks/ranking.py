@@ -3,19 +3,22 @@
     python -m benchmarks.ranking                                        # for real: hours on two cores; a GPU takes minutes
     python -m benchmarks.ranking --seeds 1 --random 6 -S training.tmacs=0.4 -S search.warmup_steps=250 -S search.steps=200
                                                                         # 20 minutes on two cores
-    python -m benchmarks.ranking --difficulty 1 --seeds 3 --random 20   # phantoms as hard as the paper's data
+    python -m benchmarks.ranking --jobs 8                               # a GPU that one training alone doesn't fill
 
-Three kinds of architecture of the S space under one size budget, each retrained with the same settings and read on the test
-split: found by the search, one per seed; found with the boolean mask of the authors' released code, whose architecture
-parameters get no gradient, one per seed; drawn at random under the budget, those that the first search was compared with.
-Their accuracy with shared weights stands beside the retrained one, with Kendall's tau. Everything goes through the stages,
-so that a stopped run goes on where it was.
+Three kinds of architecture of the S space under one size budget, each retrained with the same settings and read on the
+validation split: found by the search, one per seed; found with the boolean mask of the authors' released code, whose
+architecture parameters get no gradient, one per seed; drawn at random under the budget, those that the first search was
+compared with. Their accuracy with shared weights stands beside the retrained one, with Kendall's tau. Everything goes
+through the stages, so that a stopped run goes on where it was, and what is there is written after every network. The demo's
+search is too short for phantoms as hard as the paper's data; `ranking.json` says what was set.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,12 +32,9 @@ from benchmarks.machine import facts
 from covidnet import folder, stages
 from covidnet.config import Config, load
 from covidnet.data import packed
-from covidnet.models import saved
 from covidnet.models.covidnet3d import SPACES, Genotype
 from covidnet.search import gumbel
 from covidnet.training.distributed import device
-from covidnet.training.loop import logits
-from covidnet.training.volumes import select
 
 VARIANT = "S"
 COLORS = {"found": "#0072b2", "boolean mask": "#d55e00", "random": "#777777"}
@@ -48,8 +48,10 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=20, help="random architectures")
     parser.add_argument("--difficulty", type=float, default=1.0, help="of the phantoms")
     parser.add_argument("--patients", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--work", type=Path, default=Path("results/ranking"))
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/ranking.png"))
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     base = [
@@ -62,19 +64,16 @@ def main() -> None:
     configs = [load(None, [*base, f"seed={seed}"]) for seed in range(options.seeds)]
     dataset = options.work / "dataset"
     stages.ingest(configs[0], dataset)
-    rows = compare(configs, dataset, options.work)
-    found = {
-        **facts(),
-        "device": device().type,
-        "settings": {"search": configs[0].search.model_dump(mode="json"), "overrides": base},
-        "test_scans": len(packed.read(dataset).split("test")),
-        "rows": rows,
-        **summary(rows),
-    }
+    settings = {"search": configs[0].search.model_dump(mode="json"), "overrides": base}
+    scans = len(packed.read(dataset).split("validation"))
+    common = {**facts(), "device": device().type, "settings": settings, "validation_scans": scans}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_json(options.out, folder.finite(found))
+    found = common
+    for rows in compare(configs, dataset, options.work, options.jobs):
+        found = {**common, "rows": rows, **summary(rows)}
+        folder.write_json(options.out, folder.finite(found))
     print(f"{'':>14} {'seed':>5} | {'retrained':>9} | {'shared':>7} | {'MiB':>5} | random ones beaten")
-    for row in rows:
+    for row in found["rows"]:
         beaten = f"{row['beaten']:.0%}" if "beaten" in row else ""
         shared = f"{row['shared']:7.3f}"
         print(
@@ -83,30 +82,36 @@ def main() -> None:
     print(
         f"\nKendall's tau of shared against retrained accuracy: {found['kendall_tau']:.2f} (p {found['kendall_p']:.2g})"
     )
-    draw(found, options.out.with_suffix(".png"))
+    draw(found, options.picture)
 
 
-def compare(configs: Sequence[Config], dataset: Path, work: Path) -> list[dict[str, Any]]:
-    """A row for every architecture: kind, seed, size, accuracy with shared weights and after retraining."""
-    rows: list[dict[str, Any]] = []
-    for kind, gate in (("found", nullcontext()), ("boolean mask", patch("covidnet.search.dnas.sample", boolean))):
-        for config in configs:
-            out = work / "search" / f"{kind.replace(' ', '-')}-{config.seed}"
-            with gate:
-                stages.search(config, dataset, out, VARIANT)
-            shared = json.loads((out / "search.json").read_text())["found"]["accuracy"]
-            rows.append({"kind": kind, "seed": config.seed, "shared": shared})
-            rows[-1] |= retrain(configs[0], dataset, out, work)
-    for number, other in enumerate(json.loads((work / "search" / "found-0" / "search.json").read_text())["random"]):
-        out = work / "search" / f"random-{number}"
-        write_genotype(configs[0], other["path"], out)
-        rows.append({"kind": "random", "seed": number, "shared": other["accuracy"]})
-        rows[-1] |= retrain(configs[0], dataset, out, work)
-    random = np.array([row["retrained"] for row in rows if row["kind"] == "random"])
-    for row in rows:
-        if row["kind"] != "random":
-            row["beaten"] = float((row["retrained"] > random).mean())
-    return rows
+def compare(configs: Sequence[Config], dataset: Path, work: Path, jobs: int) -> Iterator[list[dict[str, Any]]]:
+    """A row for every architecture that is retrained so far: kind, seed, size, shared and retrained accuracy."""
+    tasks = [(config, dataset, work, kind) for kind in ("found", "boolean mask") for config in configs]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(searched, *zip(*tasks, strict=True)))
+        for number, other in enumerate(json.loads((work / "search" / "found-0" / "search.json").read_text())["random"]):
+            write_genotype(configs[0], other["path"], work / "search" / name_of("random", number))
+            rows.append({"kind": "random", "seed": number, "shared": other["accuracy"]})
+        training = {pool.submit(retrain, configs[0], dataset, row, work): at for at, row in enumerate(rows)}
+        done: dict[int, dict[str, Any]] = {}
+        for ended in as_completed(training):
+            done[training[ended]] = ended.result()
+            yield [done[at] for at in sorted(done)]
+
+
+def name_of(kind: str, seed: int) -> str:
+    """Of an architecture's folders."""
+    return f"{kind.replace(' ', '-')}-{seed}"
+
+
+def searched(config: Config, dataset: Path, work: Path, kind: str) -> dict[str, Any]:
+    """Search; kind, seed, and the found architecture's accuracy with shared weights."""
+    out = work / "search" / name_of(kind, config.seed)
+    with patch("covidnet.search.dnas.sample", boolean) if kind == "boolean mask" else nullcontext():
+        stages.search(config, dataset, out, VARIANT)
+    shared = json.loads((out / "search.json").read_text())["found"]["accuracy"]
+    return {"kind": kind, "seed": config.seed, "shared": shared}
 
 
 def boolean(alpha: torch.Tensor, temperature: float, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,28 +133,33 @@ def write_genotype(config: Config, path: Sequence[int], out: Path) -> None:
             folder.write_json(work / "metrics.json", {})
 
 
-def retrain(config: Config, dataset: Path, searched: Path, work: Path) -> dict[str, float]:
-    """Size, and accuracy on the test split, of an architecture trained from scratch."""
-    out = work / "retrain" / searched.name
-    size_mib = stages.retrain(config, dataset, searched, out, VARIANT)["size_mib"]
-    model, description = saved.load(out)
-    opened = packed.read(dataset)
-    test = select(opened, opened.split("test"), config.classes, description.size, device())
-    hits = logits(model.to(device()), test).argmax(axis=1) == test.labels.cpu().numpy()
-    return {"size_mib": size_mib, "retrained": float(hits.mean())}
+def retrain(config: Config, dataset: Path, row: dict[str, Any], work: Path) -> dict[str, Any]:
+    """The row with its size, multiply-accumulates, and accuracy on the validation split when trained from scratch."""
+    name = name_of(row["kind"], row["seed"])
+    found = stages.retrain(config, dataset, work / "search" / name, work / "retrain" / name, VARIANT)
+    return {**row, "size_mib": found["size_mib"], "macs": found["macs"], "retrained": found["validation_accuracy"]}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the rows say together."""
+    """What the rows say together; those not drawn at random get the share of random ones that they beat."""
+    by_kind = {kind: np.array([row["retrained"] for row in rows if row["kind"] == kind]) for kind in COLORS}
     tau = kendalltau([row["shared"] for row in rows], [row["retrained"] for row in rows])
-    means = {kind: float(np.mean([row["retrained"] for row in rows if row["kind"] == kind])) for kind in COLORS}
-    beaten = {kind: float(np.mean([r["beaten"] for r in rows if r["kind"] == kind])) for kind in list(COLORS)[:2]}
+    for row in rows:
+        if row["kind"] != "random":
+            row["beaten"] = share(row["retrained"] > by_kind["random"])
     return {
-        "mean_accuracy": means,
-        "beaten": beaten,
+        "mean_accuracy": {kind: share(accuracy) for kind, accuracy in by_kind.items()},
+        "beaten": {
+            kind: share(np.array([row["beaten"] for row in rows if row["kind"] == kind])) for kind in list(COLORS)[:2]
+        },
         "kendall_tau": float(tau.statistic),
         "kendall_p": float(tau.pvalue),
     }
+
+
+def share(values: np.ndarray) -> float:
+    """Their mean; not a number where there is none yet."""
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def draw(found: dict[str, Any], out: Path) -> None:
@@ -162,13 +172,14 @@ def draw(found: dict[str, Any], out: Path) -> None:
         scatter.scatter([100 * row["shared"] for row in rows], accuracy, color=color, s=30, label=kind, alpha=0.8)
         spread = np.linspace(-0.15, 0.15, len(rows)) if len(rows) > 1 else np.zeros(1)
         strips.scatter(accuracy, at + spread, color=color, s=34, alpha=0.8)
-        ends = binomtest(round(accuracy.mean() / 100 * found["test_scans"]), found["test_scans"]).proportion_ci()
+        scans = found["validation_scans"]
+        ends = binomtest(round(accuracy.mean() / 100 * scans), scans).proportion_ci()
         strips.plot([100 * ends.low, 100 * ends.high], [at + 0.3] * 2, color=color, linewidth=1)
     strips.set_yticks(range(len(COLORS)), list(COLORS))
-    strips.set_xlabel("accuracy on the test split after retraining, %\n(lines: 95 % interval of the mean's scans)")
+    strips.set_xlabel("accuracy on validation after retraining, %\n(lines: 95 % interval of the mean's scans)")
     strips.invert_yaxis()
-    scatter.set_xlabel("accuracy with shared weights, validation, %")
-    scatter.set_ylabel("retrained, test, %")
+    scatter.set_xlabel("with shared weights, %")
+    scatter.set_ylabel("retrained, %")
     scatter.set_title(f"Kendall's tau {found['kendall_tau']:.2f}", fontsize=10)
     scatter.legend(frameon=False, fontsize=8)
     for axes in (strips, scatter):
