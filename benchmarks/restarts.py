@@ -100,7 +100,7 @@ class Service:
                 try:
                     if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
                         connection.close()  # the server has closed it meanwhile; clients look before they send
-                    if connection.sock is None:
+                    if new := connection.sock is None:
                         connection.connect()
                 except OSError:
                     self.refused["port closed"] += 1
@@ -113,7 +113,7 @@ class Service:
                     response.read()
                 except (OSError, http.client.HTTPException) as error:
                     connection.close()
-                    return type(error).__name__
+                    return f"{type(error).__name__} on {'a new' if new else 'an open'} connection"
                 if response.status == 200:
                     return ""
                 if response.status != 503 or "retry-after" not in response.headers:

@@ -4,13 +4,18 @@ Messages name what was expected and what was found in numbers and types, never t
 carry patient data, and an error ends up in logs.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from grpc import StatusCode
 
-from covidnet.errors import CovidnetError
+from covidnet.errors import CovidnetError, fault_of_machine
 
 RETRY_AFTER_S = 1
+
+_log = logging.getLogger(__name__)
 
 
 class Refused(CovidnetError):
@@ -123,3 +128,28 @@ class StoreUnavailable(Refused):
     outcome = "failed"
     http_status = 503
     grpc_status = StatusCode.UNAVAILABLE
+
+
+class NoRoom(Refused):
+    """A scan can't be laid down to be read: the disk is full or broken."""
+
+    outcome = "failed"
+    http_status = 503
+    grpc_status = StatusCode.UNAVAILABLE
+
+
+@contextmanager
+def laying_down() -> Iterator[None]:
+    """Where scans are written to disk: a disk that refuses is no fault of the scan.
+
+    Raises:
+        NoRoom: instead of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = fault_of_machine(error)
+        if fault is None:
+            raise
+        _log.error("no scan can be laid down to be read: %s", fault)
+        raise NoRoom(f"the server can't read scans at present: {fault}") from None

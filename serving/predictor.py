@@ -21,7 +21,7 @@ from serving import answers, decode, heat, metrics, protocol
 from serving.answers import Answer
 from serving.batcher import Batcher, Row
 from serving.decode import Decoded, Decoding
-from serving.errors import TooSlow
+from serving.errors import TooSlow, laying_down
 from serving.monitoring.observer import Observer
 from serving.protocol import Request, Source, V1Body, V2Body
 
@@ -163,7 +163,8 @@ class Predictor(Model):
         elif isinstance(source, Path):
             decoded = await self._decode_file(source, draw=draw)
         else:
-            with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:  # on disk for as long as it is read
+            # on disk for as long as it is read
+            with laying_down(), tempfile.TemporaryDirectory(prefix="covidnet-") as folder:
                 path = Path(folder, f"scan{decode.suffix(source[: decode.HEAD_BYTES])}")
                 await asyncio.to_thread(path.write_bytes, source)
                 decoded = await self._decode_file(path, draw=draw)

@@ -19,7 +19,7 @@ from covidnet.data.scan import Scan
 from covidnet.data.sources import phantom
 from serving import decode, openapi
 from serving.answers import Answer
-from serving.errors import Invalid
+from serving.errors import Invalid, laying_down
 from serving.gate import Gate
 from serving.predictor import Predictor
 from serving.rest import admitted, receive_body
@@ -44,7 +44,8 @@ def add_routes(app: FastAPI, predictor: Predictor, gate: Gate) -> None:
     async def scans(request: Request) -> Response:
         """A scan as raw body or as the one file of a form; ``Accept`` chooses the answer, see `_answer`."""
         async with admitted(request, "scans", gate, MAX_UPLOAD_BYTES):
-            with tempfile.TemporaryDirectory(prefix="covidnet-") as folder:  # the scan lies here, and goes with it
+            # the scan lies here, and goes with it
+            with laying_down(), tempfile.TemporaryDirectory(prefix="covidnet-") as folder:
                 return await _answer(request, predictor, await _receive(request, Path(folder)))
 
     async def phantoms(label: str, request: Request) -> Response:

@@ -1,13 +1,12 @@
 """Start, be ready, drain, stop."""
 
 import asyncio
-import ctypes
 import logging
 import signal
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import uvicorn
 from kserve import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 
+from covidnet import memory
 from covidnet.errors import UsageError
 from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
@@ -33,8 +33,6 @@ GRACE_S = 90  # above `rest.DEADLINE_S`
 LINGER_S = 1.0  # ports stay open so long at least: who asks meanwhile is refused, where a closed port would cut it off
 FAREWELL_S = 0.3  # after that, connections made a moment before have so long to send what they were made for
 STOP_S = 5  # for connections that are still open then
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ async def run(options: Options) -> None:
         UsageError: a port is taken, tokens or certificate can't be read, no engine is installed, or the address is
             reachable from other machines and nothing protects it.
     """
-    _keep_freed_memory()
+    memory.keep_freed(trim_bytes=16 * 2**20, mmap_bytes=4 * 2**20)
     logs.configure()
     traces.configure()
     for talkative in ("kserve", "python_multipart"):  # their lines quote requests
@@ -139,8 +137,7 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
             await asyncio.gather(gate.empty(), asyncio.sleep(LINGER_S))
     except TimeoutError:
         _log.warning("requests were still in flight after %d s and are cut off", GRACE_S)
-    for server in http.servers:
-        server.close()
+    await http.close_port(listener)
     await asyncio.sleep(FAREWELL_S)
     http.should_exit = True
     await asyncio.gather(grpc.stop(grace=STOP_S), serving)
@@ -169,16 +166,26 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def close_port(self, listener: socket.socket) -> None:
+        """Close the port, and serve who has connected: closing alone resets those whom the loop hasn't yet accepted."""
+        queue = listener.dup()  # each server closes its own
+        for server in self.servers:
+            server.close()
+        waiting = []
+        with queue, suppress(BlockingIOError):
+            while True:
+                waiting.append(queue.accept()[0])
+        for connection in waiting:
+            connection.setblocking(False)
+            with suppress(OSError):  # it has gone again
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    self._protocol, connection, ssl=self.config.ssl
+                )
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep up to 16 MiB per heap for the next request.
-
-    By default it gives a volume's memory back each time, and to get it anew takes longer than what is computed in it.
-    """
-    with suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, 16 * 2**20)
-        mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes them for the connections that it accepts."""
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def _on_signal() -> asyncio.Event:

@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 from covidnet import folder
+from covidnet.data.sources import read_scan
 from covidnet.errors import CovidnetError, fault_of_machine
 
 ROOT = Path(__file__).parents[1]
@@ -46,26 +49,7 @@ def ended(run: subprocess.Popen[str]) -> tuple[int, str]:
     return run.returncode, errors
 
 
-Disk = Callable[..., Path]
-
-
-@pytest.fixture
-def disk(project: Path) -> Iterator[Disk]:
-    """Mounts a file system of a given size at `results`, or mounts it anew with other options."""
-    place = project / "results"
-    place.mkdir()
-
-    def mount(options: str) -> Path:
-        again = "remount," if place.is_mount() else ""
-        command = ["mount", "-t", "tmpfs", "-o", again + options, "drill", str(place)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("mounting a file system needs root; run the tests with sudo")
-        return place
-
-    yield mount
-    subprocess.run(["umount", str(place)], check=False, capture_output=True)
+Disk = Callable[[str], Path]
 
 
 def test_ingest_stops_on_a_full_disk_and_goes_on_once_there_is_room(project: Path, disk: Disk) -> None:
@@ -85,6 +69,16 @@ def test_ingest_stops_on_a_full_disk_and_goes_on_once_there_is_room(project: Pat
     assert ended(told)[0] == 0
     assert folder.is_complete(results / "dataset")
     assert len(np.load(results / "dataset" / "scans.npy")) == 30
+
+
+def test_a_zip_that_finds_no_room_to_be_unpacked_is_not_called_damaged(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.dcm", np.random.default_rng(0).integers(0, 4, 2**20, np.uint8).tobytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(disk("size=400k")))
+    with pytest.raises(OSError, match="No space left"):
+        read_scan(tmp_path / "scan.zip")
 
 
 def train(out: Path, meanwhile: Callable[[], object]) -> None:

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
+import uvicorn
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, InferResponse, RESTConfig
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
@@ -29,6 +31,7 @@ from PIL import Image
 from covidnet.data.preprocess import Spec, prepare
 from covidnet.data.scan import Scan
 from covidnet.inference.predict import predict
+from serving.server import _HttpServer, _listen
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -295,6 +298,50 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_new_work(start: Callable
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b'"probabilities"' in answer
     assert server.process.wait(30) == 0
+
+
+def test_a_full_disk_is_no_fault_of_the_scan(
+    start: Callable[[], "Server"], disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, nifti: Path
+) -> None:
+    short = Path(tempfile.mkdtemp(), "disk")  # a socket lies below, whose path has at most 107 bytes
+    short.symlink_to(disk("size=3m"))
+    monkeypatch.setenv("TMPDIR", str(short))
+    server = start()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.writestr(f"{number}.dcm", np.random.default_rng(number).integers(0, 4, 2**20, np.uint8).tobytes())
+    packed = stream.getvalue()  # 1 MiB, of 4
+    for content, what in ((packed, "unpacked"), (packed * 4, "uploaded")):
+        refused = httpx.post(f"{server.http}/v1/scans", content=content, timeout=60)
+        assert (refused.status_code, what) == (503, what)
+        assert "the disk is full" in refused.text
+    assert httpx.post(f"{server.http}/v1/scans", content=nifti.read_bytes(), timeout=60).status_code == 200
+    assert server.stop() == 0
+
+
+def test_who_waits_to_be_accepted_when_the_port_closes_is_answered() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def ask_while_the_loop_is_busy() -> bytes:
+        http = _HttpServer(uvicorn.Config(application, lifespan="off", log_config=None))
+        listener = _listen("127.0.0.1", 0)
+        serving = asyncio.create_task(http.serve([listener]))
+        while not http.started:
+            await asyncio.sleep(0.01)
+        with socket.create_connection(
+            listener.getsockname(), timeout=10
+        ) as connection:  # by the kernel; none accepts it
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            await http.close_port(listener)
+            answer = await asyncio.to_thread(connection.recv, 1000)
+        http.should_exit = True
+        await serving
+        return answer
+
+    assert asyncio.run(ask_while_the_loop_is_busy()).startswith(b"HTTP/1.1 200 ")
 
 
 def test_metrics_count_outcomes_predictions_and_name_the_bundle(server: "Server", nifti: Path) -> None:

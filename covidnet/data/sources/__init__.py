@@ -6,7 +6,7 @@ from typing import Any
 from covidnet.data.scan import Scan
 from covidnet.data.sources import archive, dicom, limits, nifti, slices
 from covidnet.data.sources.discovery import ScanRef, discover, keyed_hash, pseudonym
-from covidnet.errors import CovidnetError, ScanError, UsageError
+from covidnet.errors import CovidnetError, ScanError, UsageError, fault_of_machine
 
 __all__ = ["ScanRef", "discover", "facts", "keyed_hash", "pseudonym", "read_scan"]
 
@@ -25,12 +25,15 @@ def read_scan(path: Path) -> Scan:
     Raises:
         UsageError: nothing lies at ``path`` (which isn't repeated, since it may carry a patient's name).
         ScanError: not a supported format, not an axial chest CT, damaged, or larger than the safety limits.
+        OSError: the disk is full or broken, which is no fault of the scan.
     """
     try:
         return _read(Path(path))
     except (CovidnetError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything on damaged files, and quote names and values when they do
+        if isinstance(error, OSError) and fault_of_machine(error):
+            raise
         raise ScanError(f"can't be read ({type(error).__name__}); the file is damaged or of an unknown kind") from None
 
 
