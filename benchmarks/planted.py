@@ -87,7 +87,8 @@ class Caller:
     """
 
     def __init__(self, url: str) -> None:
-        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        # longer than the deadline of the server, whose answer it is to say so
+        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=90)
 
     def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, str]:
         """Status of the answer, and its request id."""

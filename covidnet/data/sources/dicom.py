@@ -188,7 +188,7 @@ def _decode(stack: list[Slice | None]) -> np.ndarray:
             continue
         if opened[0] != item.file:
             opened = (item.file, _open(item, index))
-        volume[index] = _hounsfield(_pixels(opened[1], item, index), item)
+        _write_hounsfield(_pixels(opened[1], item, index), item, volume[index])
     for index in (i for i, s in enumerate(stack) if s is None):
         volume[index] = (volume[index - 1].astype(np.int32) + volume[index + 1]) // 2
     first = next(s for s in stack if s)
@@ -221,20 +221,20 @@ def _pixels(dataset: Dataset, item: Slice, index: int) -> np.ndarray:
     return pixels
 
 
-def _hounsfield(stored: np.ndarray, item: Slice) -> np.ndarray:
-    """Rescaled pixels; padding outside the reconstruction circle becomes air."""
-    if item.slope == 1 and item.intercept.is_integer():
-        values = stored.astype(np.int32)
-        values += int(item.intercept)
+def _write_hounsfield(stored: np.ndarray, item: Slice, out: np.ndarray) -> None:
+    """Rescale pixels into ``out``, ``int16`` of their shape; padding outside the reconstruction circle becomes air."""
+    limits = np.iinfo(np.int16)
+    low, high, shift = int(stored.min()), int(stored.max()), int(item.intercept)
+    ends = (low, high, shift, low + shift, high + shift)
+    if item.slope == 1 and item.intercept == shift and limits.min <= min(ends) and max(ends) <= limits.max:
+        np.add(stored.astype(np.int16, copy=False), shift, out=out)
     else:
-        values = np.rint(stored * item.slope + item.intercept).astype(np.int64)
+        np.clip(np.rint(stored * item.slope + item.intercept), limits.min, limits.max, out=out, casting="unsafe")
     if item.padding is not None:
         first, last = item.padding
         # headers give the padding of signed pixels as an unsigned number and the other way round
-        wrapped = stored.astype(np.int16) if item.signed else stored.astype(np.uint16)
-        values[(wrapped >= first) & (wrapped <= last)] = AIR_HU
-    limits = np.iinfo(np.int16)
-    return np.clip(values, limits.min, limits.max, out=values)
+        wrapped = stored.astype(np.int16 if item.signed else np.uint16, copy=False)
+        out[wrapped == first if first == last else (wrapped >= first) & (wrapped <= last)] = AIR_HU
 
 
 def _air_inside(volume: np.ndarray) -> bool:

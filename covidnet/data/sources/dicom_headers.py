@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
@@ -41,7 +42,8 @@ _KEYWORDS = [
     "PatientID", "SOPInstanceUID", "AcquisitionNumber", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "BitsAllocated", "HighBit", "PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 ]  # fmt: skip
-TAGS = [Tag(keyword) for keyword in _KEYWORDS]  # once, not for every file
+TAG_OF = {keyword: Tag(keyword) for keyword in _KEYWORDS}  # once, not for every file
+TAGS = list(TAG_OF.values())
 PIXELS = [Tag("PixelData")]
 
 
@@ -88,18 +90,15 @@ class Slice:
     header: Dataset = field(repr=False, compare=False)
     pixels_at: int | None
 
-    @cached_property
+    @property
     def directions(self) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors along a row and along a column."""
-        cosines = np.asarray(self.orientation, float).reshape(2, 3)
-        along_row, along_column = cosines / np.linalg.norm(cosines, axis=1, keepdims=True)
-        return along_row, along_column
+        return _plane(self.orientation)[:2]
 
-    @cached_property
+    @property
     def normal(self) -> np.ndarray:
         """Unit vector perpendicular to the image plane."""
-        normal = np.cross(*self.directions)
-        return np.asarray(normal / np.linalg.norm(normal))
+        return _plane(self.orientation)[2]
 
     @property
     def position_mm(self) -> np.ndarray:
@@ -143,6 +142,15 @@ class Slice:
         return _plane_refusal(self.normal)
 
 
+@lru_cache(64)
+def _plane(orientation: tuple[float, ...] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors along a row, along a column, and perpendicular to both."""
+    cosines = np.asarray(orientation, float).reshape(2, 3)
+    along_row, along_column = cosines / np.linalg.norm(cosines, axis=1, keepdims=True)
+    normal = np.cross(along_row, along_column)
+    return along_row, along_column, normal / np.linalg.norm(normal)
+
+
 def _plane_refusal(normal: np.ndarray) -> str:
     tilt_deg = float(np.rad2deg(np.arccos(np.abs(normal).max().clip(0, 1))))
     plane = ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
@@ -165,6 +173,7 @@ def read_headers(files: Sequence[Path]) -> tuple[list[Slice], list[str]]:
         ScanError: no image at all, or one larger than the limits.
     """
     slices: list[Slice] = []
+    parsed: dict[tuple[object, ...], Any] = {}
     damaged = pixelless = 0
     for file in files:
         header, pixels_at = _parse(file)
@@ -172,7 +181,7 @@ def read_headers(files: Sequence[Path]) -> tuple[list[Slice], list[str]]:
             damaged += file.suffix.lower() in BARE_ENDINGS[1:]
         elif "Rows" in header:
             try:
-                slices += _slices(file, header, pixels_at)
+                slices += _slices(file, _Header(header, parsed), pixels_at)
             except PARSE_ERRORS as error:
                 raise ScanError(f"a header has a malformed value ({type(error).__name__}); export again") from None
         else:
@@ -248,9 +257,33 @@ def _check_inflated_bytes(file: Path) -> None:
                 return
 
 
-def _slices(file: Path, header: Dataset, pixels_at: int | None) -> list[Slice]:
+class _Header:
+    """A dataset whose elements aren't parsed where an equal one has been: slices of a series share most of theirs.
+
+    Args:
+        dataset: of one file.
+        parsed: values by element, kept between files.
+    """
+
+    def __init__(self, dataset: Dataset, parsed: dict[tuple[object, ...], Any]) -> None:
+        self.dataset, self._parsed = dataset, parsed
+
+    def get(self, keyword: str, default: Any = None) -> Any:
+        """Value of the element, or the default where there is none."""
+        element = self.dataset.get_item(TAG_OF[keyword])
+        if element is None:
+            return default
+        if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+            return self.dataset[element.tag].value
+        key = (element.tag, element.VR, element.value, element.is_little_endian)
+        if key not in self._parsed:
+            self._parsed[key] = self.dataset[element.tag].value
+        return self._parsed[key]
+
+
+def _slices(file: Path, header: _Header, pixels_at: int | None) -> list[Slice]:
     frames = int(header.get("NumberOfFrames") or 1)
-    rows, columns = int(header.Rows), int(header.get("Columns") or 0)
+    rows, columns = int(header.get("Rows")), int(header.get("Columns") or 0)
     if not (0 < frames <= MAX_FRAMES and 0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
         raise ScanError(
             f"a file has {frames} frames of {rows} x {columns}; at most {MAX_FRAMES} of {MAX_SIDE}^2 are read"
@@ -263,7 +296,7 @@ def _slices(file: Path, header: Dataset, pixels_at: int | None) -> list[Slice]:
     ]
 
 
-def _slice(file: Path, header: Dataset, pixels_at: int | None, frame: int, frames: int, groups: list[Dataset]) -> Slice:
+def _slice(file: Path, header: _Header, pixels_at: int | None, frame: int, frames: int, groups: list[Dataset]) -> Slice:
     def find(macro: str, keyword: str) -> Any:
         """Value of a frame: from its functional groups (enhanced CT), else from the header (classic CT)."""
         for group in groups:
@@ -277,7 +310,7 @@ def _slice(file: Path, header: Dataset, pixels_at: int | None, frame: int, frame
     thickness_mm = _numbers(find("PixelMeasuresSequence", "SliceThickness"), 1)
     signed = bool(header.get("PixelRepresentation"))
     kernel = str(header.get("ConvolutionKernel"))
-    shape = (int(header.Rows), int(header.Columns))
+    shape = (int(header.get("Rows")), int(header.get("Columns")))
     geometry = tuple(round(value, 2) for value in (*(orientation or ()), *spacing_mm, *(thickness_mm or ())))
     slope = _numbers(find("PixelValueTransformationSequence", "RescaleSlope"), 1)
     intercept = _numbers(find("PixelValueTransformationSequence", "RescaleIntercept"), 1)
@@ -305,12 +338,12 @@ def _slice(file: Path, header: Dataset, pixels_at: int | None, frame: int, frame
         acquisition=str(header.get("AcquisitionNumber")),
         patient=str(header.get("PatientID") or "").strip(),
         instance=str(header.get("SOPInstanceUID") or "").strip(),
-        header=header,
+        header=header.dataset,
         pixels_at=pixels_at,
     )
 
 
-def _modality(header: Dataset) -> str:
+def _modality(header: _Header) -> str:
     """The stated modality; where there is none, what the kind of object implies (de-identified files lose the tag)."""
     stated = str(header.get("Modality") or "").strip().upper()
     if stated:
@@ -319,7 +352,7 @@ def _modality(header: Dataset) -> str:
     return "CT" if not name or "CT Image" in name else "unknown"
 
 
-def _padding(header: Dataset, signed: bool) -> tuple[int, int] | None:
+def _padding(header: _Header, signed: bool) -> tuple[int, int] | None:
     first = header.get("PixelPaddingValue")
     if first is None:
         return None
