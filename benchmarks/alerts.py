@@ -169,6 +169,7 @@ def measure(chosen: list[Site], pictures: Path | None = None) -> tuple[dict[str,
             deadline = time.monotonic() + MOST_S
             while not wanted <= set(heard.first) and time.monotonic() < deadline and not any(r.done() for r in runs):
                 time.sleep(0.2)
+            fired = sorted(heard.first)  # before the drawing, which leaves the servers too little of the machine
             if pictures is not None:
                 from benchmarks import pictures as drawing
 
@@ -179,7 +180,7 @@ def measure(chosen: list[Site], pictures: Path | None = None) -> tuple[dict[str,
                 site.stop.set()
             for run in runs:
                 run.result()
-    stray = sorted(alert for job, alert in heard.first for site in chosen if site.job == job and not site.alerts)
+    stray = [alert for job, alert in fired for site in chosen if site.job == job and not site.alerts]
     return {alert: _row(site, alert, heard) for site in chosen for alert in site.alerts}, stray
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from covidnet.data.preprocess import Spec, prepare
 from covidnet.data.sources import phantom, read_scan
 from covidnet.export.onnx import OPSET, export, parity
-from covidnet.export.program import TorchProgram
+from covidnet.inference.engine import Outputs
 from covidnet.models import baselines, covidnet3d
 from covidnet.models.blocks import Classifier
 from covidnet.models.covidnet3d import SPACES, random_genotype
@@ -77,6 +77,22 @@ def test_exported_files_give_the_numbers_of_torch(
     assert found["max_abs_cam"] < 1e-3
     assert found["argmax_equal"]
     _check_plain_runtime(model, path, batches, channels)
+
+
+class TorchProgram:
+    """The `torch.export` program as an engine, as a server with torch and without this project runs it."""
+
+    name = "torch.export (cpu)"
+    batch = 1
+    size = SIZE
+
+    def __init__(self, path: Path) -> None:
+        self._module = torch.export.load(path).module()
+
+    def run(self, batch: np.ndarray) -> Outputs:
+        with torch.inference_mode():
+            outputs: tuple[torch.Tensor, ...] = self._module(torch.from_numpy(batch))
+        return Outputs(*(output.numpy() for output in outputs))
 
 
 def _check_plain_runtime(model: Classifier, path: Path, batches: list[np.ndarray], channels: int) -> None:
