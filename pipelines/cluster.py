@@ -27,6 +27,7 @@ class Cluster:
         node_selector: labels of the nodes that train, ``key=value``.
         tolerations: taints of those nodes, by key.
         cached: take results of equal inputs from the cache.
+        at_once: tasks of a loop that run side by side; None: as many as the cluster has room for.
         retries: after a lost pod. A fault that a user can mend fails again, so more is a waste.
     """
 
@@ -37,6 +38,7 @@ class Cluster:
     node_selector: tuple[str, ...] = ()
     tolerations: tuple[str, ...] = ("nvidia.com/gpu",)
     cached: bool = True
+    at_once: int | None = None
     retries: int = 2
 
     def light(self, task: dsl.PipelineTask, hours: int = 1) -> dsl.PipelineTask:

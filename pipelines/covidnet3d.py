@@ -60,17 +60,17 @@ def stages(cluster: Cluster) -> BaseComponent:
     ) -> None:
         """From raw scans to a served model."""
         raw = {"params": ingest_params, "code": code, "data_revision": data_revision}
-        with dsl.ParallelFor(shards, name="shards") as number:
+        with dsl.ParallelFor(shards, name="shards", parallelism=cluster.at_once) as number:
             sharded = cluster.ingesting(ingest_shard(number=number, **raw))
         ingested = ingest(shards=dsl.Collected(sharded.outputs["shard"]), **raw)
         dataset = cluster.ingesting(ingested).outputs["dataset"]
         audited = cluster.light(audit(params=ingest_params, dataset=dataset))
         # as inputs, too: the compiler of KFP 2.17 hands a loop no parameter that only a pod's resources ask for
         where = {"gpus": pod_gpus, "gpu_type": gpu_type, "job": job, "code": code}
-        with dsl.ParallelFor(baselines, name="baselines") as name:
+        with dsl.ParallelFor(baselines, name="baselines", parallelism=cluster.at_once) as name:
             based = baseline(params=training_params, name=name, dataset=dataset, **where)
             cluster.computing(based, pod_gpus, gpu_type).after(audited)
-        with dsl.ParallelFor(variants, name="variants") as variant:
+        with dsl.ParallelFor(variants, name="variants", parallelism=cluster.at_once) as variant:
             searched = search(params=search_params, variant=variant, dataset=dataset, **where)
             genotype = cluster.computing(searched, pod_gpus, gpu_type).after(audited).outputs["genotype"]
             retrained = retrain(params=training_params, variant=variant, dataset=dataset, genotype=genotype, **where)

@@ -56,7 +56,7 @@ def run(arguments: Mapping[str, Any], out: Path, runner: Runner = Runner.subproc
     workspace.mkdir(exist_ok=True)
     os.environ[WORKSPACE] = str(workspace)
     arguments = {**arguments, "overrides": [*arguments.get("overrides", []), *NO_CLUSTER]}
-    graph = build(Cluster(retries=0))
+    graph = build(Cluster(retries=0, at_once=1))  # a task has all cores to itself
     with tempfile.TemporaryDirectory(prefix=".run-", dir=out) as root:
         # kfp deletes its workspace_root after the run: only ever a folder made for it
         local.init(
