@@ -99,7 +99,7 @@ HEADLINES = (
     Headline("load", "16 callers: growth of memory", _at("memory_growth"), 0.05),
     Headline("load", "16 callers: share of the network's own throughput", _at("throughput_to_engine"), least=0.9),
     Headline("load", "the same, of the cores that the callers leave", _at("throughput_to_engine_beside_callers"), least=0.9),
-    Headline("restarts", "requests lost in 100 rolling restarts", _at("lost"), 0),
+    Headline("restarts", "requests lost in rolling restarts", _at("lost"), 0),
     Headline("fuzz_endpoint", "faults in 10,000 malformed requests", _at("faults"), 0),
     Headline("fuzz_readers", "faults in 10,000 damaged files", _at("faults"), 0),
     Headline("alerts", "alert rules seen firing", lambda tree: float(len(tree["alerts"])), least=16),
