@@ -19,8 +19,8 @@ import numpy as np
 from covidnet.data.preprocess import Box, Prepared, Spec, prepare
 from covidnet.data.scan import Intensity, Scan
 from covidnet.data.sources import read_scan
-from covidnet.errors import ScanError
-from serving.errors import NoRoom, Refused, UnknownFormat, Unreadable, laying_down
+from covidnet.errors import ScanError, fault_of_machine
+from serving.errors import UnknownFormat, Unreadable
 
 DEADLINE_S = 60
 PROCESSES = 2  # at once
@@ -148,7 +148,7 @@ class Decoding:
 
         Raises:
             Unreadable: no usable chest CT, or the decoder crashed, took too long or too much memory.
-            NoRoom: what a zip holds can't be written to disk.
+            OSError: what a zip holds can't be written to disk, see `serving.errors.laying_down`.
         """
         if self._given_up:
             raise Unreadable("the request was given up before its file was read")
@@ -157,14 +157,14 @@ class Decoding:
         try:
             if not self._receiver.poll(DEADLINE_S):
                 raise Unreadable(f"decoding took longer than {DEADLINE_S} s; send a smaller series")
-            answer: Decoded | Refused = self._receiver.recv()
+            answer: Decoded | Exception = self._receiver.recv()
         except (EOFError, OSError):
             raise Unreadable("the decoder crashed on this file; it is damaged or not a chest CT") from None
         finally:
             self._process.kill()
             self._process.join()
             self._receiver.close()
-        if isinstance(answer, Refused):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -193,25 +193,20 @@ def _decode(sender: Connection, path: Path, spec: Spec, draw: bool) -> None:
     for stream in (1, 2):  # decoders print what they find odd in a header, which would end up in the server's log
         os.dup2(nowhere, stream)
     tempfile.tempdir = str(path.parent)  # what a killed process leaves there, the caller removes
+    start = time.perf_counter()
     try:
-        with laying_down():
-            answer: Decoded | Refused = _read(path, spec, draw=draw)
-    except (NoRoom, Unreadable) as error:
-        answer = error
-    except ScanError as error:
+        _refuse_references(path)
+        scan = read_scan(path)
+        answer: Decoded | Exception = prepared(scan, spec, draw=draw, decode_s=time.perf_counter() - start)
+    except (ScanError, Unreadable) as error:
         answer = Unreadable(str(error))
     except MemoryError:
         answer = Unreadable(f"the scan needs more than {most_bytes / 2**30:.1f} GiB to decode; send a smaller series")
     except Exception as error:  # decoders raise anything, and their texts may quote the file
-        answer = Unreadable(f"the file can't be decoded ({type(error).__name__}); it is damaged or not a chest CT")
+        disk = isinstance(error, OSError) and fault_of_machine(error)
+        reason = f"the file can't be decoded ({type(error).__name__}); it is damaged or not a chest CT"
+        answer = error if disk else Unreadable(reason)
     sender.send(answer)
-
-
-def _read(path: Path, spec: Spec, *, draw: bool) -> Decoded:
-    start = time.perf_counter()
-    _refuse_references(path)
-    scan = read_scan(path)
-    return prepared(scan, spec, draw=draw, decode_s=time.perf_counter() - start)
 
 
 def _picture(scan: Scan, box: Box) -> Picture:

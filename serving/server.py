@@ -175,12 +175,12 @@ class _HttpServer(uvicorn.Server):
         with queue, suppress(BlockingIOError):
             while True:
                 waiting.append(queue.accept()[0])
-        for connection in waiting:
-            connection.setblocking(False)
-            with suppress(OSError):  # it has gone again
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    self._protocol, connection, ssl=self.config.ssl
-                )
+                waiting[-1].setblocking(False)
+        loop = asyncio.get_running_loop()
+        taken = [loop.connect_accepted_socket(self._protocol, each, ssl=self.config.ssl) for each in waiting]
+        with suppress(TimeoutError):  # a silent client's handshake must not hold up the stop
+            async with asyncio.timeout(FAREWELL_S):
+                await asyncio.gather(*taken, return_exceptions=True)  # who has gone again is no fault
 
     def _protocol(self) -> asyncio.Protocol:
         """As uvicorn makes them for the connections that it accepts."""

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -317,7 +318,9 @@ def test_a_full_disk_is_no_fault_of_the_scan(
         assert (refused.status_code, what) == (503, what)
         assert "the disk is full" in refused.text
     assert httpx.post(f"{server.http}/v1/scans", content=nifti.read_bytes(), timeout=60).status_code == 200
+    assert server.log.read_text().count("no scan can be laid down") == 2
     assert server.stop() == 0
+    shutil.rmtree(short.parent)
 
 
 def test_who_waits_to_be_accepted_when_the_port_closes_is_answered() -> None:
