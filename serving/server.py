@@ -1,12 +1,15 @@
 """Start, be ready, drain, stop."""
 
 import asyncio
+import ctypes
 import logging
 import signal
 import socket
 import ssl
+import struct
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +34,18 @@ MAX_BYTES = 2**30
 # Kubernetes' terminationGracePeriodSeconds has to be above the seconds of its preStop hook and these together
 GRACE_S = 90  # above `rest.DEADLINE_S`
 LINGER_S = 1.0  # ports stay open so long at least: who asks meanwhile is refused, where a closed port would cut it off
-FAREWELL_S = 0.3  # after that, connections made a moment before have so long to send what they were made for
+FAREWELL_S = 0.3  # after that nobody new gets in, and who is on the way has so long to arrive
+SILENT_S = 2.0  # and, having arrived, so long to send what the connection was made for
 STOP_S = 5  # for connections that are still open then
+
+_SO_ATTACH_FILTER = 26  # of asm-generic/socket.h
+_DROP_FIRST_PACKETS = (  # of linux/filter.h; a packet is seen from its TCP header on
+    (0x30, 0, 0, 13),  # load the byte of flags
+    (0x54, 0, 0, 0x12),  # of them SYN and ACK
+    (0x15, 0, 1, 0x02),  # is it SYN alone?
+    (0x06, 0, 0, 0),  # drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep it
+)
 
 _log = logging.getLogger(__name__)
 
@@ -137,8 +150,8 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
             await asyncio.gather(gate.empty(), asyncio.sleep(LINGER_S))
     except TimeoutError:
         _log.warning("requests were still in flight after %d s and are cut off", GRACE_S)
-    await http.close_port(listener)
-    await asyncio.sleep(FAREWELL_S)
+    _let_nobody_in(listener)
+    await http.farewell()
     http.should_exit = True
     await asyncio.gather(grpc.stop(grace=STOP_S), serving)
     predictor.observer.close()
@@ -166,26 +179,13 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def close_port(self, listener: socket.socket) -> None:
-        """Close the port, and serve who has connected: closing alone resets those whom the loop hasn't yet accepted."""
-        queue = listener.dup()  # each server closes its own
-        for server in self.servers:
-            server.close()
-        waiting = []
-        with queue, suppress(BlockingIOError):
-            while True:
-                waiting.append(queue.accept()[0])
-                waiting[-1].setblocking(False)
-        loop = asyncio.get_running_loop()
-        taken = [loop.connect_accepted_socket(self._protocol, each, ssl=self.config.ssl) for each in waiting]
-        with suppress(TimeoutError):  # a silent client's handshake must not hold up the stop
-            async with asyncio.timeout(FAREWELL_S):
-                await asyncio.gather(*taken, return_exceptions=True)  # who has gone again is no fault
-
-    def _protocol(self) -> asyncio.Protocol:
-        """As uvicorn makes them for the connections that it accepts."""
-        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
-        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+    async def farewell(self) -> None:
+        """Wait for connections that were made and have not asked yet: closing now would reset a request on its way."""
+        await asyncio.sleep(FAREWELL_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SILENT_S):
+                while any(connection.cycle is None for connection in self.server_state.connections):  # type: ignore[union-attr]
+                    await asyncio.sleep(0.02)
 
 
 def _on_signal() -> asyncio.Event:
@@ -193,6 +193,21 @@ def _on_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+def _let_nobody_in(listener: socket.socket) -> None:
+    """Drop the first packet of every new connection, while those under way go on.
+
+    Closing the port resets whom the kernel has connected and the loop has not yet accepted, and there are always some.
+    Who comes now tries again in a second, as TCP does, and finds the port closed. Linux only; elsewhere the port is open
+    to the end.
+    """
+    if sys.platform != "linux":
+        return
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_FIRST_PACKETS)
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("HP", len(_DROP_FIRST_PACKETS), ctypes.addressof(buffer))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
 
 def _check_tls(tls: Tls | None) -> None:

@@ -185,7 +185,7 @@ def test_a_pod_may_drain(rendered: Rendered, folder: str) -> None:
     for pod in pods(rendered[folder]):
         (container,) = pod["containers"]
         before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        stopping_s = server.GRACE_S + server.FAREWELL_S + server.STOP_S
+        stopping_s = server.GRACE_S + server.FAREWELL_S + server.SILENT_S + server.STOP_S
         assert pod["terminationGracePeriodSeconds"] > before_s + stopping_s
 
 

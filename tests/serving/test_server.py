@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from PIL import Image
 from covidnet.data.preprocess import Spec, prepare
 from covidnet.data.scan import Scan
 from covidnet.inference.predict import predict
-from serving.server import _HttpServer, _listen
+from serving.server import FAREWELL_S, _HttpServer, _let_nobody_in, _listen
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -323,28 +324,50 @@ def test_a_full_disk_is_no_fault_of_the_scan(
     shutil.rmtree(short.parent)
 
 
-def test_who_waits_to_be_accepted_when_the_port_closes_is_answered() -> None:
+@asynccontextmanager
+async def stopping_while_one_is_connected() -> AsyncIterator[tuple[asyncio.Task[None], socket.socket]]:
+    """A server's farewell as it begins, and a connection that the kernel has made and the server's loop not yet seen."""
+
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async def ask_while_the_loop_is_busy() -> bytes:
-        http = _HttpServer(uvicorn.Config(application, lifespan="off", log_config=None))
-        listener = _listen("127.0.0.1", 0)
-        serving = asyncio.create_task(http.serve([listener]))
-        while not http.started:
-            await asyncio.sleep(0.01)
-        with socket.create_connection(
-            listener.getsockname(), timeout=10
-        ) as connection:  # by the kernel; none accepts it
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-            await http.close_port(listener)
-            answer = await asyncio.to_thread(connection.recv, 1000)
+    http = _HttpServer(uvicorn.Config(application, lifespan="off", log_config=None))
+    listener = _listen("127.0.0.1", 0)
+    serving = asyncio.create_task(http.serve([listener]))
+    while not http.started:
+        await asyncio.sleep(0.01)
+    with socket.create_connection(listener.getsockname(), timeout=10) as client:
+        _let_nobody_in(listener)
+        farewell = asyncio.create_task(http.farewell())
+        yield farewell, client
+        await farewell
         http.should_exit = True
         await serving
-        return answer
 
-    assert asyncio.run(ask_while_the_loop_is_busy()).startswith(b"HTTP/1.1 200 ")
+
+@pytest.mark.skipif(sys.platform != "linux", reason="new connections are kept out by a filter of Linux's sockets")
+def test_who_has_connected_before_the_port_closes_is_answered_and_nobody_else_gets_in() -> None:
+    async def stop() -> None:
+        async with stopping_while_one_is_connected() as (farewell, client):
+            await asyncio.sleep(2 * FAREWELL_S)
+            assert not farewell.done()
+            with pytest.raises(TimeoutError):
+                await asyncio.to_thread(socket.create_connection, client.getpeername(), 0.2)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert (await asyncio.to_thread(client.recv, 1000)).startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(stop())
+
+
+def test_a_connection_that_never_asks_does_not_keep_the_server_from_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.server.SILENT_S", 0.1)
+
+    async def stop() -> None:
+        async with stopping_while_one_is_connected() as (farewell, _):
+            await asyncio.wait_for(farewell, 5)
+
+    asyncio.run(stop())
 
 
 def test_metrics_count_outcomes_predictions_and_name_the_bundle(server: "Server", nifti: Path) -> None:
