@@ -25,7 +25,7 @@ from benchmarks.headlines import judge
 from benchmarks.machine import facts
 from covidnet.data import packed
 from covidnet.data.audit import Entry, audit
-from covidnet.data.audit.near import near_duplicates
+from covidnet.data.audit.near import propose
 from covidnet.data.audit.signatures import FLIPS, KEPT, signs, weights
 from covidnet.folder import peak_memory_mib
 
@@ -114,7 +114,7 @@ def searched(count: int) -> dict[str, float]:
     """Seconds of a search among so many scans, and what it found."""
     signatures, copies = drawn(count)
     started = time.perf_counter()
-    pairs = {(first, second) for first, second, _ in near_duplicates(signatures)}
+    pairs = {pair.rows for pair in propose(signatures)}
     seconds = time.perf_counter() - started
     found = len(pairs & copies)
     return {"scans": count, "seconds": seconds, "copies": len(copies), "found": found, "others": len(pairs) - found}

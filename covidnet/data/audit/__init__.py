@@ -24,7 +24,6 @@ from covidnet.data.audit import leaks, shortcuts
 from covidnet.data.audit.leaks import Entry, Finding, Pair
 from covidnet.data.audit.near import near_duplicates
 from covidnet.data.audit.shortcuts import Shortcut
-from covidnet.data.audit.signatures import signatures
 from covidnet.errors import CovidnetError
 
 __all__ = [
@@ -45,7 +44,7 @@ class Audit:
         patients: patients per split.
         spread: of slice count and spacing, per class; empty for split files without them.
         shortcuts: what trivial models tell the class by; empty where there are too few patients.
-        near: pairs of rows that look like one scan, with their correlation.
+        near: pairs of rows that look like one scan, with their likeness.
     """
 
     findings: tuple[Finding, ...]
@@ -84,7 +83,7 @@ def audit_packed(folder: Path) -> Audit:
                 **{f"spacing_{axis}_mm": [row.spacing_mm[index] for row in rows] for index, axis in enumerate("zyx")},
             },
         ),
-        near_duplicates(signatures(dataset.scans)),
+        near_duplicates(dataset.scans),
         shortcuts.find(dataset),
     )
 

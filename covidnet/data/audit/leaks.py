@@ -37,7 +37,7 @@ class Entry:
     content: str
 
 
-Pair = tuple[int, int, float]  # two scans, by their row, and their correlation
+Pair = tuple[int, int, float]  # two scans, by their row, and their likeness
 
 
 def overlaps(entries: Sequence[Entry]) -> Iterable[Finding]:

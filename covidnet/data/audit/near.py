@@ -1,10 +1,11 @@
 """Near duplicates: the same scan under another window, format, mirroring or a slightly other crop.
 
 Every scan is turned to the orientation of the average one and given a few neighbours among those near its pivots, which
-are the square root of N of the scans, so that the work grows as N^1.5 and not as N^2. Each pair is registered, over
-mirrorings and crops of every axis, and scored by the correlation of what the two have beyond the average scan.
+are the square root of N of the scans, so that the work grows as N^1.5 and not as N^2. Each pair's signatures are
+registered, over mirrorings and crops of every axis, and scored by the correlation of what the two have beyond the average
+scan. Pairs that come near are looked at voxel by voxel (`covidnet.data.audit.confirm`), which decides.
 
-    for first, second, correlation in near_duplicates(signatures(packed.scans)): ...
+    for first, second, likeness in near_duplicates(packed.scans): ...
 """
 
 from collections.abc import Iterator
@@ -12,44 +13,90 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from covidnet.data.audit.signatures import COARSE, FLIPS, KEPT, UNCUT, crop_matrices, every, signs, weights
+from covidnet.data.audit.confirm import likeness
+from covidnet.data.audit.signatures import (
+    COARSE,
+    FLIPS,
+    KEPT,
+    UNCUT,
+    crop_matrices,
+    every,
+    signatures,
+    signs,
+    weights,
+)
 
-THRESHOLD = 0.86  # measured: real scans of different people reach 0.75, phantoms 0.83; one scan saved again 0.9 to 1
+ALIKE = (
+    0.91  # likeness. Measured: real people reach 0.57, 8 million pairs of phantoms 0.85; one scan saved again 0.94 to 1
+)
+NEAR = 0.75  # correlation of signatures from which a pair is looked at: one scan saved again has 0.83 to 1
 GATE = 0.7  # coarse score that a pair needs to be registered in full
-EXACT = 2048  # scans up to which neighbours are searched among all
+EXACT = 8192  # scans up to which neighbours are searched among all
 CELLS = 8  # of pivots, in which a scan's neighbours are searched
 NEIGHBOURS, BUDGET = 16, 300_000  # candidates per scan, and in all
 PRIOR = 5.0  # the average starts from this many empty scans: of three scans it says little
 BATCH = 1024
 
 
-def near_duplicates(signatures: np.ndarray, threshold: float = THRESHOLD) -> list[tuple[int, int, float]]:
-    """Pairs of scans that are one, as ``(first, second, correlation)``, most alike first.
+def near_duplicates(scans: np.ndarray, threshold: float = ALIKE) -> list[tuple[int, int, float]]:
+    """Pairs of scans that are one, as ``(first, second, likeness)``, most alike first.
+
+    Args:
+        scans: packed, ``uint8 (N, D, H, W)``.
+        threshold: likeness from which a pair counts.
+    """
+    found = []
+    for pair in propose(signatures(scans)):
+        first, second = (np.flip(scans[row], axes) for row, axes in zip(pair.rows, pair.mirrored, strict=True))
+        found.append((*pair.rows, likeness(first, second, pair.crop)))
+    return sorted((pair for pair in found if pair[2] >= threshold), key=lambda pair: -pair[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Two scans that may be one.
+
+    Args:
+        rows: of the scans.
+        mirrored: axes along which each is mirrored.
+        crop: entry of `crop_matrices` for each axis ``(3,)``, which then takes the first to the second.
+    """
+
+    rows: tuple[int, int]
+    mirrored: tuple[tuple[int, ...], tuple[int, ...]]
+    crop: np.ndarray
+
+
+def propose(signatures: np.ndarray) -> Iterator[Proposal]:
+    """Pairs of scans whose signatures agree, mirrored and cropped, beyond what all have in common.
 
     Args:
         signatures: ``(N, *KEPT)`` of `covidnet.data.audit.signatures`.
-        threshold: correlation from which a pair counts.
     """
     count = len(signatures)
     if count < 2:
-        return []
+        return
     aligned = align(signatures)
     coarse, fine = (_average(aligned, kept) for kept in (COARSE, KEPT))
     pairs = neighbours(_descriptors(aligned), min(NEIGHBOURS, max(3, BUDGET // count), count - 1))
-    found: list[tuple[int, int, float]] = []
-    for start in range(0, len(pairs), BATCH):
-        batch = pairs[start : start + BATCH]
+    for batch in _batches(pairs):
         first, second = (aligned.rows(batch[:, side], COARSE) for side in (0, 1))
         flip = _best_flip(first, second, coarse)
         score, crop = register(first, second, coarse, flip, np.full((len(batch), 3), UNCUT), step=2)
         likely = score >= GATE
         if not likely.any():
             continue
-        batch = batch[likely]
+        batch, flip = batch[likely], flip[likely]
         first, second = (aligned.rows(batch[:, side], KEPT) for side in (0, 1))
-        score, _ = register(first, second, fine, flip[likely], crop[likely], step=1)
-        found += [(int(a), int(b), float(s)) for (a, b), s in zip(batch, score, strict=True) if s >= threshold]
-    return sorted(found, key=lambda pair: -pair[2])
+        score, crop = register(first, second, fine, flip, crop[likely], step=1)
+        flips = FLIPS[flip] ^ FLIPS[aligned.flip[batch[:, 0]]], FLIPS[aligned.flip[batch[:, 1]]]
+        for index in np.flatnonzero(score >= NEAR):
+            rows = int(batch[index, 0]), int(batch[index, 1])
+            yield Proposal(rows, (_axes(flips[0][index]), _axes(flips[1][index])), crop[index])
+
+
+def _axes(flips: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(flips).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +128,7 @@ def align(signatures: np.ndarray) -> Aligned:
     nothing = np.zeros(COARSE, np.float32)
     for step in (0, 0, 2, 1):  # mirrorings settle first
         average = _average(aligned, COARSE)[None]
-        for rows in _batches(count):
+        for rows in _batches(np.arange(count)):
             low = _low(signatures[rows], COARSE)
             aligned.flip[rows] = flip = _best_flip(low, average, nothing)
             if step:
@@ -105,7 +152,7 @@ def neighbours(descriptors: np.ndarray, count: int) -> np.ndarray:
     who = np.zeros((total, count), np.int64)
     for cell in range(len(pivots)):
         members = np.flatnonzero(home == cell)
-        for asking in np.array_split(np.flatnonzero((probed == cell).any(1)), max(1, len(members) // EXACT)):
+        for asking in _batches(np.flatnonzero((probed == cell).any(1))):
             alike = descriptors[asking] @ descriptors[members].T
             alike[asking[:, None] == members] = -2.0
             scores = np.concatenate([best[asking], alike], axis=1)
@@ -197,7 +244,7 @@ def _beyond_average(xy: np.ndarray, xm: np.ndarray, ym: np.ndarray, average: np.
 
 def _average(aligned: Aligned, kept: tuple[int, int, int], cropped: bool = False) -> np.ndarray:
     total = np.zeros(kept, np.float32)
-    for rows in _batches(len(aligned.flip)):
+    for rows in _batches(np.arange(len(aligned.flip))):
         total += _unit(aligned.rows(rows, kept, cropped)).sum(0)
     return total / np.float32(len(aligned.flip) + PRIOR)
 
@@ -209,13 +256,13 @@ def _descriptors(aligned: Aligned) -> np.ndarray:
     """
     root, average = np.sqrt(weights(COARSE)), _average(aligned, COARSE, cropped=True)
     found = np.empty((len(aligned.flip), average.size), np.float32)
-    for rows in _batches(len(found)):
+    for rows in _batches(np.arange(len(found))):
         found[rows] = ((_unit(aligned.rows(rows, COARSE, cropped=True)) - average) * root).reshape(len(rows), -1)
     return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6))
 
 
-def _batches(count: int) -> Iterator[np.ndarray]:
-    yield from np.array_split(np.arange(count), -(-count // BATCH))
+def _batches(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, max(1, -(-len(rows) // BATCH)))
 
 
 def _low(signatures: np.ndarray, kept: tuple[int, int, int]) -> np.ndarray:

@@ -50,11 +50,11 @@ def _scaled(per_class: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 def _pairs(audit: "Audit", dataset: Packed) -> list[dict[str, Any]]:
     return [
         {
-            "correlation": correlation,
+            "likeness": likeness,
             "leak": dataset.rows[a].split != dataset.rows[b].split or dataset.rows[a].label != dataset.rows[b].label,
             "scans": [{"row": dataset.rows[i], "picture": picture(dataset.scans[i])} for i in (a, b)],
         }
-        for a, b, correlation in audit.near[:SHOWN_PAIRS]
+        for a, b, likeness in audit.near[:SHOWN_PAIRS]
     ]
 
 
