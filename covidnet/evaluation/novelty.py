@@ -10,7 +10,6 @@ throw away all but the classes. So every engine, TorchServe included, flags the 
 """
 
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,8 +87,7 @@ def features(volumes: np.ndarray) -> FloatArray:
     Returns:
         ``float64 (N, FEATURES)``, grey levels.
     """
-    parts = [_features(volumes[start : start + 64]) for start in range(0, len(volumes), 64)]
-    return np.concatenate(parts)
+    return np.stack([_features(volume) for volume in volumes])
 
 
 def fit(train: np.ndarray, validation: np.ndarray, false_alarm_rate: float) -> Detector:
@@ -122,50 +120,41 @@ def fit(train: np.ndarray, validation: np.ndarray, false_alarm_rate: float) -> D
     return Detector(mean, whitening, threshold, false_alarm_rate)
 
 
-def _features(volumes: np.ndarray) -> FloatArray:
-    mean, square = _cells(volumes)
-    spread = np.sqrt(np.maximum(square - mean**2, 0))
-    return np.concatenate([mean, spread, _steps(volumes)], axis=1)
+def _features(volume: np.ndarray) -> FloatArray:
+    grey = volume.astype(np.float32)
+    mean = _cells(grey)
+    spread = np.sqrt(np.maximum(_cells(np.square(grey)) - mean**2, 0))
+    return np.concatenate([mean.ravel(), spread.ravel(), _steps(volume)])
 
 
-def _cells(volumes: np.ndarray) -> tuple[FloatArray, FloatArray]:
-    """Means of `CELLS` and of their squares, ``(N, cells)``.
+def _cells(values: np.ndarray) -> FloatArray:
+    """Means of the `CELLS` of ``(D, H, W)``.
 
-    Exact, and a tenth of the time of float64, which every request would pay: float32 has all whole numbers below 2^24,
-    the sum of 258 squares of a grey level, and the slices of one cell stay in the processor's cache.
+    Exact, and a fraction of the time of float64, which every request would pay: float32 has all whole numbers below 2^24,
+    the sum of 258 squares of a grey level, and the product with ones and zeros along W leaves little to add up.
     """
-    sums, squares = [], []
-    for first, last in pairwise(_edges(volumes.shape[1], CELLS[0])):
-        grey = volumes[:, first:last].astype(np.float32)  # (N, d, H, W)
-        sums.append(grey.sum(axis=1).astype(np.float64) / (last - first))
-        grey *= grey
-        squares.append(grey.sum(axis=1).astype(np.float64) / (last - first))
-    return _in_plane(np.stack(sums, axis=1)), _in_plane(np.stack(squares, axis=1))
-
-
-def _in_plane(planes: FloatArray) -> FloatArray:
-    """Means of the cells of ``(N, d, H, W)`` along H and W, ``(N, cells)``."""
-    for axis, cells in ((2, CELLS[1]), (3, CELLS[2])):
-        edges = _edges(planes.shape[axis], cells)
-        widths = np.diff(edges).reshape([-1 if a == axis else 1 for a in range(planes.ndim)])
-        planes = np.add.reduceat(planes, edges[:-1], axis=axis) / widths
-    return planes.reshape(len(planes), -1)
+    edges = [_edges(side, cells) for side, cells in zip(values.shape, CELLS, strict=True)]
+    sizes = [np.diff(ends) for ends in edges]
+    along_width = values @ np.repeat(np.eye(CELLS[2], dtype=np.float32), sizes[2], axis=0)  # (D, H, cells)
+    sums = np.add.reduceat(along_width.astype(np.float64), edges[1][:-1], axis=1)
+    return np.asarray(np.add.reduceat(sums, edges[0][:-1], axis=0) / np.einsum("d,h,w->dhw", *sizes))
 
 
 def _edges(length: int, cells: int) -> np.ndarray:
     return np.linspace(0, length, cells + 1).round().astype(int)
 
 
-def _steps(volumes: np.ndarray) -> FloatArray:
-    """Mean step between neighbours along D, H and W, ``(N, 3)``; in bytes, for the same reason."""
+def _steps(volume: np.ndarray) -> FloatArray:
+    """Mean step between neighbours along D, H and W; in bytes, for the same reason."""
     means = []
-    for axis in (1, 2, 3):
-        along = np.moveaxis(volumes, axis, 0)
+    for axis in range(3):
+        along = np.moveaxis(volume, axis, 0)
         steps = np.maximum(along[1:], along[:-1])
         steps -= np.minimum(along[1:], along[:-1])
-        steps = np.moveaxis(steps, 0, axis)  # (N, D, H, W), shorter by one along the axis
-        means.append(steps.sum(axis=1, dtype=np.uint32).mean(axis=(1, 2)) / steps.shape[1])
-    return np.stack(means, axis=1)
+        planes = np.moveaxis(steps, 0, axis)
+        whole = np.uint16 if len(planes) <= 257 else np.uint32  # 257 steps of 255 are below 2^16
+        means.append(planes.sum(axis=0, dtype=whole).sum(dtype=np.uint64) / steps.size)
+    return np.array(means)
 
 
 def _normal(known: FloatArray) -> tuple[FloatArray, FloatArray]:
