@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,6 +30,10 @@ from serving.rest import DEADLINE_S
 MAX_MESSAGE_BYTES = 64 * 2**20  # gRPC's own limit is 4 MiB, KServe's 8; larger scans go as compressed file or by upload
 MAX_CONCURRENT = 36  # a few above the gate's, for probes; messages are in memory before the gate sees them
 MAX_TYPED_BYTES = 8 * 2**20  # of a message without raw contents: KServe makes a Python object of each number
+
+_MESSAGE_BYTES: ContextVar[int] = ContextVar(
+    "message_bytes"
+)  # of a call; to ask the message costs writing it out again
 
 
 def server(dataplane: DataPlane, gate: Gate, access: Access, tls: Tls | None, host: str, port: int) -> grpc.aio.Server:
@@ -68,7 +73,7 @@ class _Servicer(InferenceServicer):
         self._access = access
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
-        size_bytes = request.ByteSize()
+        size_bytes = _MESSAGE_BYTES.get()
         with metrics.request("v2_infer", "grpc"), self._gate.admit(size_bytes, _client(self._access, context)):
             if not request.raw_input_contents and size_bytes > MAX_TYPED_BYTES:
                 raise Invalid(f"expected tensors above {MAX_TYPED_BYTES // 2**20} MiB as raw_input_contents")
@@ -100,7 +105,7 @@ class _Statuses(AsyncServerInterceptor):
             return await method(request_or_iterator, context)
         except Refused as error:
             if isinstance(error, Busy | Draining):
-                context.set_trailing_metadata((("retry-after", str(RETRY_AFTER_S)),))
+                context.set_trailing_metadata((*context.trailing_metadata(), ("retry-after", str(RETRY_AFTER_S))))
             await context.abort(error.grpc_status, str(error))
         except ModelNotFound:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no such model here; this server has the model {NAME}")
@@ -132,6 +137,7 @@ class _Messages(grpc.aio.ServerInterceptor):
                 request = handler.request_deserializer(content)
             except DecodeError:
                 raise Invalid("the message has not the form of the protocol") from None
+            _MESSAGE_BYTES.set(len(content))
             return await handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)

@@ -6,7 +6,7 @@ A caller's own id is never taken over: it may name a patient.
 import secrets
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpc.aio import ServicerContext
 from grpc_interceptor.server import AsyncServerInterceptor
@@ -57,10 +57,17 @@ class HttpCorrelation:
             CURRENT.reset(token)
 
 
-class GrpcCorrelation(AsyncServerInterceptor):
-    """Gives each call its id, and tells the caller in the initial metadata of an answer.
+class _Metadatum(NamedTuple):
+    """A pair whose parts have the names by which KServe reads them."""
 
-    A refusal has none: once initial metadata came, a client's own retry policy no longer sends the call elsewhere.
+    key: str
+    value: str
+
+
+class GrpcCorrelation(AsyncServerInterceptor):
+    """Gives each call its id, and tells the caller in the trailing metadata, refusals included.
+
+    Initial metadata would cost a message of its own, and end a client's own retry policy at the first refusal.
     """
 
     async def intercept(
@@ -69,6 +76,5 @@ class GrpcCorrelation(AsyncServerInterceptor):
         """Answer one call."""
         correlation = Correlation()
         CURRENT.set(correlation)  # a call has a task, so a context, of its own
-        answer = await method(request_or_iterator, context)
-        await context.send_initial_metadata(((HEADER, correlation.request_id),))
-        return answer
+        context.set_trailing_metadata((_Metadatum(HEADER, correlation.request_id),))
+        return await method(request_or_iterator, context)

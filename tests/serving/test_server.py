@@ -295,6 +295,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_new_work(start: Callable
             GRPCInferenceServiceStub(channel).ModelInfer(pb.ModelInferRequest(model_name="covidnet"))
         assert over_grpc.value.code() == grpc.StatusCode.UNAVAILABLE
         assert not over_grpc.value.initial_metadata()  # with some, a client's retry policy doesn't ask another replica
+        assert {key for key, _ in over_grpc.value.trailing_metadata()} == {"x-request-id", "retry-after"}
         connection.sendall(content[1000:])
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 ")
