@@ -27,18 +27,18 @@ class Faulty:
     """
 
     def __init__(self, inner: Engine, faults: Path) -> None:
-        self.name, self.size, self.batch = inner.name, inner.size, inner.batch
+        self.name, self.size, self.batch, self.lanes = inner.name, inner.size, inner.batch, inner.lanes
         self._inner = inner
         self._faults = faults
         self._runs = count(1)
 
-    def run(self, batch: np.ndarray) -> Outputs:
+    def run(self, batch: np.ndarray, alone: bool = True) -> Outputs:
         """Outputs of ``uint8 (B, 1, D, H, W)``, late or not at all where the file says so."""
         faults = json.loads(self._faults.read_text()) if self._faults.exists() else {}
         time.sleep(faults.get("sleep_s", 0.0))
         if "fail_every" in faults and next(self._runs) % faults["fail_every"] == 0:
             raise RuntimeError("planted fault")
-        return self._inner.run(batch)
+        return self._inner.run(batch, alone)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,11 @@ def many(bundle: Path, paths: list[Path]) -> dict[str, Any]:
         started = time.perf_counter()
         volumes = list(pool.map(lambda path: prepare(read_scan(path), spec).volume, paths))
         decode_s = time.perf_counter() - started
-    network.run(volumes[0][None, None])
+    batches = [np.stack(volumes[i : i + network.batch])[:, None] for i in range(0, len(volumes), network.batch)]
+    network.run(batches[0])
     started = time.perf_counter()
-    for volume in volumes:
-        network.run(volume[None, None])
+    for batch in batches:
+        network.run(batch)
     compute_s = time.perf_counter() - started
     started = time.perf_counter()
     answers = list(predict(paths, bundle))

@@ -44,7 +44,7 @@ class Predictor(Model):
         super().__init__(NAME)
         self.bundle = bundle
         self.spec = Spec.from_dict(bundle.preprocess)
-        self._batcher = Batcher(engine.run, max_batch=engine.batch, max_wait_s=MAX_WAIT_S, max_batch_s=MAX_BATCH_S)
+        self._batcher = Batcher(engine, max_wait_s=MAX_WAIT_S, max_batch_s=MAX_BATCH_S)
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._decoders = ThreadPoolExecutor(decode.PROCESSES, thread_name_prefix="decode")
         self._painter = ThreadPoolExecutor(1, thread_name_prefix="paint")
@@ -82,11 +82,13 @@ class Predictor(Model):
     async def preprocess(
         self, payload: V1Body | V2Body | InferRequest, headers: dict[str, str] | None = None
     ) -> Request:
-        """Validate a request, one at a time: JSON takes many times its size while it is parsed.
+        """Validate a request; JSON, which takes many times its size while it is parsed, one at a time.
 
         Raises:
             Invalid: saying what was expected and found.
         """
+        if isinstance(payload, InferRequest) and protocol.is_brief(payload):
+            return protocol.parse(payload, self.spec.size)
         return await _in(self._parser, partial(protocol.parse, payload, self.spec.size))
 
     async def predict(

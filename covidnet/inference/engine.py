@@ -66,15 +66,21 @@ class Engine(Protocol):
     Args:
         name: engine, device and, where it isn't float32, precision: ``openvino (cpu)``, ``openvino (cpu, int8)``.
         size: ``(D, H, W)`` of the input.
-        batch: scans per run that give the most scans per second: 1 on a CPU, where a larger batch gains nothing.
+        batch: scans at a time that give the most scans per second.
+        lanes: runs at a time over which these may be spread, in place of one: as many as cores on a CPU, 1 on a GPU.
     """
 
     name: str
     size: tuple[int, int, int]
     batch: int
+    lanes: int
 
-    def run(self, batch: np.ndarray) -> Outputs:
+    def run(self, batch: np.ndarray, alone: bool = True) -> Outputs:
         """Outputs of ``uint8 (B, 1, D, H, W)``.
+
+        Args:
+            batch: scans.
+            alone: no other run is under way, so that all cores may work on this one.
 
         Raises:
             UsageError: another shape or type.

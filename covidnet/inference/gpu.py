@@ -46,6 +46,7 @@ class OnnxRuntimeGpuEngine:
         self.name = full_name(engine, "gpu", precision)
         self.size = size_of(graph)
         self.batch = largest_batch(self.size)
+        self.lanes = 1
         self._turn = threading.Lock()
         if engine == "onnxruntime" and precision == "float16":  # TensorRT lowers the precision by itself
             graph = half(graph)
@@ -60,7 +61,7 @@ class OnnxRuntimeGpuEngine:
             _log.info("%s runs without a CUDA graph: %s", self.name, error)
             self._bound = _opened(onnxruntime, graph, [(first[0], first[1] | {"enable_cuda_graph": "0"})])
 
-    def run(self, batch: np.ndarray) -> Outputs:
+    def run(self, batch: np.ndarray, alone: bool = True) -> Outputs:
         check(batch, self.size)
         with self._turn:
             parts = [self._bound.run(batch[start : start + self.batch]) for start in range(0, len(batch), self.batch)]

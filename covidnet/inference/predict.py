@@ -90,7 +90,7 @@ def predict(
         decoding = _DecodeAhead(pool, map(Path, paths), spec, keep_scan=explain is not None)
         network = open_network()
         for group in decoding.groups(network.batch):
-            for path, decoded, outputs in _run(network, group):
+            for path, decoded, outputs in _run(network, group, alone=not decoding.waiting):
                 ordinal = next(numbers)
                 if isinstance(decoded, str):
                     yield {"scan": ordinal, "error": decoded}
@@ -153,12 +153,12 @@ class _DecodeAhead:
     def __init__(self, pool: ThreadPoolExecutor, paths: Iterator[Path], spec: Spec, *, keep_scan: bool) -> None:
         self._begun = ((path, pool.submit(_decode, path, spec, keep_scan)) for path in paths)
         self._ahead = DECODERS if keep_scan else 2 * DECODERS
-        self._waiting = deque(islice(self._begun, self._ahead))
+        self.waiting = deque(islice(self._begun, self._ahead))
 
     def groups(self, batch: int) -> Iterator[_Group]:
         """Up to ``batch`` scans each: the next one, which may still be decoded, and those that are ready."""
-        waiting = self._waiting
-        waiting.extend(islice(self._begun, batch - 1))
+        waiting = self.waiting
+        waiting.extend(islice(self._begun, max(0, batch + 1 - self._ahead)))  # one more than a run takes
         while waiting:
             waiting[0][1].exception()  # waits
             group = [waiting.popleft()]
@@ -168,8 +168,11 @@ class _DecodeAhead:
             yield group
 
 
-def _run(network: Engine, group: _Group) -> Iterator[tuple[Path, _Decoded | str, Outputs]]:
-    """One run of the network for the scans of a group that could be read; a message in the place of the others."""
+def _run(network: Engine, group: _Group, *, alone: bool) -> Iterator[tuple[Path, _Decoded | str, Outputs]]:
+    """One run of the network for the scans of a group that could be read; a message in the place of the others.
+
+    Not ``alone`` means that others are being decoded on the same cores meanwhile.
+    """
     decoded: list[_Decoded | str] = []
     for _, future in group:
         try:
@@ -180,7 +183,8 @@ def _run(network: Engine, group: _Group) -> Iterator[tuple[Path, _Decoded | str,
     outputs = Outputs(*(np.empty(0, np.float32),) * 3)
     if ready:
         started = time.perf_counter()
-        outputs = network.run(np.stack([item.prepared.volume for item in ready])[:, None])  # (B, 1, D, H, W)
+        volumes = np.stack([item.prepared.volume for item in ready])[:, None]  # (B, 1, D, H, W)
+        outputs = network.run(volumes, alone)
         seconds = (time.perf_counter() - started) / len(ready)
     row = 0
     for (path, _), item in zip(group, decoded, strict=True):

@@ -1,6 +1,8 @@
 """The engines behind `covidnet.inference.engine`: each loads the graph that suits it and keeps one small interface."""
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,17 @@ from covidnet.errors import CovidnetError, UsageError
 from covidnet.inference.engine import OUTPUTS, Outputs, Precision, check
 from covidnet.inference.variants import planar_depthwise
 
+MAX_LANES = 8  # each needs the memory of its own feature maps
+
 Size = tuple[int, int, int]
 
 
 class OpenVinoEngine:
     """OpenVINO on CPU; float32 means float32 also where the CPU has bfloat16, so that every machine gives the same answer.
 
-    A graph of fixed shape runs up to a third faster than one of dynamic batch, and its first run doesn't plan anything:
-    single scans have a graph of their own, and other batch sizes share a dynamic one, compiled when the first comes.
+    A scan that is alone is computed by all cores together. Several go side by side, a core each, which takes a fifth less
+    of the cores' time: none waits for the others at the end of a layer. That graph is compiled when it is first needed.
     """
-
-    batch = 1
 
     def __init__(self, model: Path, threads: int = 0, precision: Precision = "float32") -> None:
         import openvino
@@ -30,48 +32,55 @@ class OpenVinoEngine:
         self._core = openvino.Core()
         if precision == "bfloat16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UsageError("precision bfloat16: this CPU computes no bfloat16; use float32 or int8")
-        hint = "bf16" if precision == "bfloat16" else "f32"
         self._settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # a pinned thread waits for its core, which a decoder may have, beside a free one
         }
-        self._path = model
-        self._dynamic: Any = None
-        self._compiling = threading.Lock()
-        self._requests = threading.local()
+        self.lanes = self.batch = min(threads or len(os.sched_getaffinity(0)), MAX_LANES)
         try:
-            network = self._core.read_model(model)
-            shape = network.input("volume").get_partial_shape()
+            self._network = self._core.read_model(model)
+            shape = self._network.input("volume").get_partial_shape()
             self.size: Size = tuple(shape[axis].get_length() for axis in (2, 3, 4))
-            network.reshape([1, 1, *self.size])
-            self._single = self._core.compile_model(network, "CPU", self._settings)
+            self._network.reshape([1, 1, *self.size])  # runs up to a third faster than one of dynamic batch
+            self._together = self._compiled({"PERFORMANCE_HINT": "LATENCY"})
         except RuntimeError as error:
             raise CovidnetError(f"OpenVINO can't load {model}: {first_line(error)}") from None
         self.name = full_name("openvino", "cpu", precision)
+        self._apart: Any = None
+        self._compiling = threading.Lock()
+        self._of_thread = threading.local()  # infer requests, which serve one thread at a time
+        # not OpenVINO's own queue: a network that is freed while its last callback waits for Python hangs
+        self._lanes = ThreadPoolExecutor(self.lanes, thread_name_prefix="lane")
 
-    def run(self, batch: np.ndarray) -> Outputs:
+    def run(self, batch: np.ndarray, alone: bool = True) -> Outputs:
         check(batch, self.size)
-        kind = "single" if len(batch) == 1 else "dynamic"
-        if not hasattr(self._requests, kind):  # an infer request serves one thread at a time
-            compiled = self._single if kind == "single" else self._any_batch()
-            setattr(self._requests, kind, (compiled, compiled.create_infer_request()))
-        compiled, request = getattr(self._requests, kind)
+        if len(batch) > 1:
+            parts = self._lanes.map(lambda index: self.run(batch[index : index + 1], alone=False), range(len(batch)))
+            rows = ((part.logits, part.probabilities, part.cam) for part in parts)
+            return Outputs(*map(np.concatenate, zip(*rows, strict=True)))
+        kind = "together" if alone else "apart"
+        if not hasattr(self._of_thread, kind):
+            network = self._together if alone else self._side_by_side()
+            setattr(self._of_thread, kind, network.create_infer_request())
+        request = getattr(self._of_thread, kind)
         results = request.infer({"volume": batch})
-        return Outputs(*(results[compiled.output(name)] for name in OUTPUTS))
+        return Outputs(*(results[name] for name in OUTPUTS))
 
-    def _any_batch(self) -> Any:
+    def _side_by_side(self) -> Any:
         with self._compiling:
-            if self._dynamic is None:
-                self._dynamic = self._core.compile_model(self._path, "CPU", self._settings)
-            return self._dynamic
+            if self._apart is None:
+                self._apart = self._compiled({"NUM_STREAMS": self.lanes})
+            return self._apart
+
+    def _compiled(self, settings: dict[str, Any]) -> Any:
+        return self._core.compile_model(self._network, "CPU", {**self._settings, **settings})
 
 
 class OnnxRuntimeEngine:
     """ONNX Runtime on CPU; `covidnet.inference.gpu` has it on a GPU."""
 
-    batch = 1
+    batch = lanes = 1
 
     def __init__(self, model: Path, threads: int = 0, precision: Precision = "float32") -> None:
         import onnxruntime
@@ -88,7 +97,7 @@ class OnnxRuntimeEngine:
             raise CovidnetError(f"ONNX Runtime can't load {model}: {first_line(error)}") from None
         self.name = full_name("onnxruntime", "cpu", precision)
 
-    def run(self, batch: np.ndarray) -> Outputs:
+    def run(self, batch: np.ndarray, alone: bool = True) -> Outputs:
         check(batch, self.size)
         return Outputs(*self._session.run(OUTPUTS, {"volume": batch}))
 

@@ -54,6 +54,14 @@ def test_threads_do_not_mix_up_their_scans(loaded: Engine) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_lanes_give_the_same_answers_side_by_side(loaded: Engine) -> None:
+    batches = [volumes(1, seed) for seed in range(24)]
+    expected = [loaded.run(batch).cam for batch in batches]
+    with ThreadPoolExecutor(loaded.lanes) as pool:
+        found = list(pool.map(lambda batch: loaded.run(batch, alone=False).cam, batches))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_an_answer_outlives_the_next_run(loaded: Engine) -> None:
     first = loaded.run(volumes(1, seed=1))
     kept = first.logits.copy()

@@ -1,12 +1,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from covidnet.inference.engine import Outputs
+from covidnet.inference.engine import Engine, Outputs
 from serving.batcher import Batcher, Row
 
 SIZE = (2, 2, 2)
@@ -15,14 +14,20 @@ SIZE = (2, 2, 2)
 class Network:
     """Answers with the first voxel of each volume, and notes the size of every batch; large ones may take long."""
 
-    def __init__(self, slow_from: int = 99) -> None:
+    name, size = "test", SIZE
+
+    def __init__(self, slow_from: int = 99, batch: int = 4, lanes: int = 1) -> None:
         self.slow_from = slow_from
+        self.batch = batch
+        self.lanes = lanes
+        self.alone: list[bool] = []
         self.batches: list[int] = []
         self.free = threading.Event()
         self.free.set()
         self.asked = threading.Event()
 
-    def run(self, batch: np.ndarray) -> Outputs:
+    def run(self, batch: np.ndarray, alone: bool = True) -> Outputs:
+        self.alone.append(alone)
         self.asked.set()
         self.free.wait()
         self.batches.append(len(batch))
@@ -32,9 +37,8 @@ class Network:
         return Outputs(first, first / 255, np.zeros((len(batch), 1, 1, 1, 1), np.float32))
 
 
-def batcher(run: Callable[[np.ndarray], Outputs], **changes: float) -> Batcher:
-    settings = {"max_batch": 4, "max_wait_s": 0.0, "max_batch_s": 1.0, **changes}
-    return Batcher(run, **settings)  # type: ignore[arg-type]
+def batcher(network: Engine, max_wait_s: float = 0.0, max_batch_s: float = 1.0) -> Batcher:
+    return Batcher(network, max_wait_s=max_wait_s, max_batch_s=max_batch_s)
 
 
 def volume(value: int) -> np.ndarray:
@@ -55,16 +59,16 @@ async def submit_while_busy(made: Batcher, network: Network, values: range) -> l
 
 def test_volumes_that_wait_together_run_together_and_each_gets_its_own_answer() -> None:
     network = Network()
-    rows = asyncio.run(submit_while_busy(batcher(network.run), network, range(10)))
+    rows = asyncio.run(submit_while_busy(batcher(network), network, range(10)))
     assert [int(row.logits[0]) for row in rows] == list(range(10))
     assert network.batches == [1, 4, 4, 1]
 
 
 def test_the_next_batch_starts_while_the_event_loop_is_busy() -> None:
-    network = Network()
+    network = Network(batch=1)
 
     async def busy() -> int:
-        made = batcher(network.run, max_batch=1)
+        made = batcher(network)
         network.free.clear()
         tasks = [asyncio.create_task(made.submit(volume(value))) for value in range(3)]
         await asyncio.sleep(0)
@@ -79,11 +83,33 @@ def test_the_next_batch_starts_while_the_event_loop_is_busy() -> None:
     assert asyncio.run(busy()) == 3
 
 
+def test_each_lane_runs_a_volume_of_its_own_and_knows_whether_it_is_alone() -> None:
+    network = Network(batch=2, lanes=2)
+
+    async def three() -> list[bool]:
+        made = batcher(network)
+        network.free.clear()
+        tasks = []
+        for value in range(3):
+            tasks.append(asyncio.create_task(made.submit(volume(value))))
+            await asyncio.sleep(0.05)
+        begun = list(network.alone)
+        network.free.set()
+        rows = await asyncio.gather(*tasks)
+        assert [int(row.logits[0]) for row in rows] == [0, 1, 2]
+        await made.submit(volume(3))
+        return begun
+
+    assert asyncio.run(three()) == [True, False]  # the third waits for a lane
+    assert network.batches == [1, 1, 1, 1]
+    assert network.alone[-1]
+
+
 def test_a_single_volume_is_not_kept_waiting_for_company() -> None:
     network = Network()
 
     async def one_after_the_other() -> None:
-        made = batcher(network.run, max_wait_s=3600)
+        made = batcher(network, max_wait_s=3600)
         for value in range(3):
             await made.submit(volume(value))
 
@@ -95,7 +121,7 @@ def test_where_others_came_along_last_time_a_volume_waits_for_them_and_no_longer
     network = Network()
 
     async def two_twice_then_one() -> float:
-        made = batcher(network.run, max_wait_s=1.0)
+        made = batcher(network, max_wait_s=1.0)
         await submit_while_busy(made, network, range(3))
         first = asyncio.create_task(made.submit(volume(7)))
         await asyncio.sleep(0.02)
@@ -113,7 +139,7 @@ def test_a_volume_whose_caller_went_away_is_not_run() -> None:
     network = Network()
 
     async def leave() -> None:
-        made = batcher(network.run)
+        made = batcher(network)
         network.free.clear()
         running = asyncio.create_task(made.submit(volume(1)))
         await asyncio.sleep(0.05)
@@ -130,16 +156,15 @@ def test_a_volume_whose_caller_went_away_is_not_run() -> None:
 
 
 def test_an_error_of_the_engine_reaches_those_who_wait_and_no_one_after() -> None:
-    network = Network()
-
-    def fails_once(batch: np.ndarray) -> Outputs:
-        if not network.batches:
-            network.batches.append(len(batch))
-            raise RuntimeError
-        return network.run(batch)
+    class FailsOnce(Network):
+        def run(self, batch: np.ndarray, alone: bool = True) -> Outputs:
+            if not self.alone:
+                self.alone.append(alone)
+                raise RuntimeError
+            return super().run(batch, alone)
 
     async def twice() -> Row:
-        made = batcher(fails_once)
+        made = batcher(FailsOnce())
         with pytest.raises(RuntimeError):
             await made.submit(volume(1))
         return await made.submit(volume(2))
@@ -148,9 +173,9 @@ def test_an_error_of_the_engine_reaches_those_who_wait_and_no_one_after() -> Non
 
 
 def test_batches_are_no_larger_than_what_runs_within_the_bound() -> None:
-    made = batcher(Network(slow_from=3).run, max_batch_s=0.6)
+    made = batcher(Network(slow_from=3), max_batch_s=0.6)
     made.warm(SIZE)
     assert made.max_batch == 2
-    quick = batcher(Network().run, max_batch_s=0.6)
+    quick = batcher(Network(), max_batch_s=0.6)
     quick.warm(SIZE)
     assert quick.max_batch == 4
