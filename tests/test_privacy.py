@@ -10,7 +10,7 @@ import toy_bundle
 from pydicom import Dataset
 
 from covidnet import cli
-from tests.data.sources.test_dicom import body, series
+from tests.data.sources.dicom_series import body, series
 
 SECRETS = [
     "Planted", "Jane", "MRN4711", "19620229", "20210817", "1.2.826.0.1.3680043", "ACC889", "Mercy-General", "Dr-Roentgen",

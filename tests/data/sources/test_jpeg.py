@@ -17,7 +17,7 @@ from pydicom.uid import (
 
 from covidnet.data.sources import jpeg, read_scan
 from covidnet.errors import ScanError
-from tests.data.sources.test_dicom import series, write
+from tests.data.sources.dicom_series import series, write
 
 GREYS = (
     np.add.outer(np.arange(6), np.add.outer(np.arange(32), np.arange(40))).astype(np.uint16) * 20

@@ -23,7 +23,7 @@ from pydicom.uid import MPEG2MPML, generate_uid
 from covidnet.config import parse
 from covidnet.data import packed
 from covidnet.data.ingest import ingest, references
-from tests.data.sources.test_dicom import body, series
+from tests.data.sources.dicom_series import body, series
 
 Slices = list[FileDataset]
 DEPTH = 12

@@ -1,0 +1,94 @@
+"""A server that stops: who has come is answered, who comes later goes elsewhere."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import pytest
+import uvicorn
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from serving.server import FAREWELL_S, _HttpServer, _let_nobody_in, _listen
+
+if TYPE_CHECKING:
+    from conftest import Server
+
+
+def test_sigterm_finishes_what_is_in_flight_and_refuses_new_work(start: Callable[[], "Server"], nifti: Path) -> None:
+    server = start()
+    content = nifti.read_bytes()
+    with server.begin("/v1/scans", content_length=len(content)) as connection:
+        connection.sendall(content[:1000])
+        server.wait_until(lambda: server.metric("covidnet_requests_in_flight") == 1)
+        server.process.terminate()
+        server.wait_until(lambda: httpx.get(f"{server.http}/v2/health/ready").status_code == 503)
+        assert httpx.get(f"{server.http}/v2/health/live").status_code == 200
+        refused = httpx.post(f"{server.http}/v1/scans", content=content)
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        assert server.metric("covidnet_requests_in_flight") == 1  # Prometheus scrapes until the last answer
+        assert server.metric("covidnet_rejected_requests_total", reason="draining") == 1
+        assert refused.headers["connection"] == "close"
+        with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as over_grpc:
+            GRPCInferenceServiceStub(channel).ModelInfer(pb.ModelInferRequest(model_name="covidnet"))
+        assert over_grpc.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert not over_grpc.value.initial_metadata()  # with some, a client's retry policy doesn't ask another replica
+        assert {key for key, _ in over_grpc.value.trailing_metadata()} == {"x-request-id", "retry-after"}
+        connection.sendall(content[1000:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"probabilities"' in answer
+    assert server.process.wait(30) == 0
+
+
+@asynccontextmanager
+async def stopping_while_one_is_connected() -> AsyncIterator[tuple[asyncio.Task[None], socket.socket]]:
+    """A server's farewell as it begins, and a connection that the kernel has made and the server's loop not yet seen."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    http = _HttpServer(uvicorn.Config(application, lifespan="off", log_config=None))
+    listener = _listen("127.0.0.1", 0)
+    serving = asyncio.create_task(http.serve([listener]))
+    while not http.started:
+        await asyncio.sleep(0.01)
+    with socket.create_connection(listener.getsockname(), timeout=10) as client:
+        _let_nobody_in(listener)
+        farewell = asyncio.create_task(http.farewell())
+        yield farewell, client
+        await farewell
+        http.should_exit = True
+        await serving
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="new connections are kept out by a filter of Linux's sockets")
+def test_who_has_connected_before_the_port_closes_is_answered_and_nobody_else_gets_in() -> None:
+    async def stop() -> None:
+        async with stopping_while_one_is_connected() as (farewell, client):
+            await asyncio.sleep(2 * FAREWELL_S)
+            assert not farewell.done()
+            with pytest.raises(TimeoutError):
+                await asyncio.to_thread(socket.create_connection, client.getpeername(), 0.2)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert (await asyncio.to_thread(client.recv, 1000)).startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(stop())
+
+
+def test_a_connection_that_never_asks_does_not_keep_the_server_from_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.server.SILENT_S", 0.1)
+
+    async def stop() -> None:
+        async with stopping_while_one_is_connected() as (farewell, _):
+            await asyncio.wait_for(farewell, 5)
+
+    asyncio.run(stop())
