@@ -8,8 +8,9 @@
 
 Networks of the paper's two spaces with 5x5x5 kernels and expansion 4 throughout. The engines take turns, so that a busy
 moment of the machine hits all of them alike, each after a rest in which the threads of the one before stop spinning. Torch
-runs in `channels_last_3d`, its fastest layout, eager and compiled. The first column is what `covidnet predict` takes. The
-floor is the network's arithmetic at the speed of a large matrix product.
+runs in `channels_last_3d`, its fastest layout, eager and compiled. The first column is what `covidnet predict` takes; the
+last is a scan's share of the time where each core runs one, as many scans and the endpoint under load do. The floor is the
+network's arithmetic at the speed of a large matrix product.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from covidnet.models.saved import Size
 SIZES = ("16x64x64", "32x128x128", "40x256x256")
 OPERATION = "5x5_MBConv4"
 COLUMNS = ("OpenVINO", "ONNX Runtime", "ONNX Runtime, planes", "torch eager", "torch compiled")
+SIDE_BY_SIDE = "OpenVINO, a scan per core"
 WARM_UP, ROUNDS = 2, 7  # compiling doesn't count; at least
 Run = Callable[[np.ndarray], object]
 
@@ -66,13 +68,16 @@ def main() -> None:
     }
     print(f"{found['machine']}, {options.threads} threads, load {found['load']}")
     print(f"{OPERATION} throughout, one scan, median ms; peak {found['peak_gflops']} GFLOP/s of float32\n")
-    print(f"{'':>16} | {'floor':>6} | " + " | ".join(f"{name:>22}" for name in columns))
+    print(f"{'':>16} | {'floor':>6} | " + " | ".join(f"{name:>22}" for name in (*columns, SIDE_BY_SIDE)))
     for size in (parse(text) for text in options.sizes.split(",")):
         for variant in SPACES:
             row = measure(variant, size, options.threads, options.seconds, columns, found["peak_gflops"])
             found["rows"].append(row)
             cells = " | ".join(f"{row['ms'].get(name, float('nan')):22.2f}" for name in columns)
-            print(f"{variant} {row['size']:>14} | {row['floor_ms']:6.2f} | {cells}", flush=True)
+            print(
+                f"{variant} {row['size']:>14} | {row['floor_ms']:6.2f} | {cells} | {row['side_by_side_ms']:22.2f}",
+                flush=True,
+            )
     print_ratios(found["rows"], columns)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=2) + "\n")
@@ -118,12 +123,17 @@ def measure(
             "torch compiled": lambda: in_torch(model, compiled=True),
         }
         runs = {name: makers[name]() for name in columns}
+        default = open_model(path, "cpu", "openvino", threads)
+        scans = np.repeat(scan, default.batch, axis=0)
+        runs[SIDE_BY_SIDE] = lambda _: default.run(scans)
         times = take_turns(runs_here(runs, scan), scan, seconds, rest_s=selection.REST_S)
+    together_ms = float(np.median(times.pop(SIDE_BY_SIDE))) / default.batch
     return {
         "network": variant,
         "size": "x".join(map(str, size)),
         "gmacs": round(macs / 1e9, 3),
         "floor_ms": round(2 * macs / peak_gflops / 1e6, 3),
+        "side_by_side_ms": round(together_ms, 3),
         "ms": {name: round(float(np.median(values)), 3) for name, values in times.items()},
         "runs": min(map(len, times.values())),
     }

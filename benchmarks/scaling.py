@@ -96,7 +96,9 @@ def table(results: Path) -> str:
         for kind in ("training step", "search iteration"):
             one = found[kind]
             rows.append(_row(f"{kind}, batch 2", "voxels", "ms", one["by_size"], one["voxels_exponent"]))
-            rows.append(_row(f"{kind}, {SIZES[0]}", "batch", "ms", one["by_batch"], one["batch_exponent"]))
+            rows.append(
+                _row(f"{kind}, {SIZES[0].replace(',', 'x')}", "batch", "ms", one["by_batch"], one["batch_exponent"])
+            )
         for kind in ("intervals", "paired test"):
             rows.append(
                 _row(f"{kind}, 1,000 resamples", "scans", "ms", found[kind]["by_scans"], found[kind]["exponent"])

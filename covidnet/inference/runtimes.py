@@ -22,8 +22,8 @@ Size = tuple[int, int, int]
 class OpenVinoEngine:
     """OpenVINO on CPU; float32 means float32 also where the CPU has bfloat16, so that every machine gives the same answer.
 
-    A scan that is alone is computed by all cores together. Several go side by side, a core each, which takes a fifth less
-    of the cores' time: none waits for the others at the end of a layer. That graph is compiled when it is first needed.
+    A scan that is alone is computed by all cores together. Several go side by side, a core each, so that none waits for the
+    others at the end of a layer: under load that is a fifth more scans. That graph is compiled when it is first needed.
     """
 
     def __init__(self, model: Path, threads: int = 0, precision: Precision = "float32") -> None:
