@@ -20,24 +20,34 @@ needs_s3 = pytest.mark.skipif(WEED is None, reason="no S3 server to test with: p
 @contextmanager
 def running(folder: Path, bucket: str) -> Iterator[None]:
     """The server with a bucket, its objects under the folder, and the AWS variables that name it set."""
-    ports = [_free_port() for _ in range(4)]
-    names = ("s3.port", "filer.port", "master.port", "volume.port")
     with pytest.MonkeyPatch.context() as patch:
+        server = _started(folder, bucket, patch)
+        try:
+            yield
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+
+
+def _started(folder: Path, bucket: str, patch: pytest.MonkeyPatch) -> subprocess.Popen[bytes]:
+    """Once more where it ends at once: another program may have taken a port that was free a moment ago."""
+    for _ in range(3):
+        ports = [_free_port() for _ in range(4)]
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testtest")
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports[0]}")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         command = [str(WEED), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}"]
         command += ["-webdav=false", "-admin.ui=false"]
+        names = ("s3.port", "filer.port", "master.port", "volume.port")
         command += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
         with (folder / "log").open("w") as log:
             server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-        try:
-            _wait_for(bucket, server)
-            yield
-        finally:
-            server.terminate()
-            server.wait(timeout=20)
+        if _came_up(bucket, server):
+            return server
+        server.terminate()
+        server.wait(timeout=20)
+    pytest.fail(f"the S3 server didn't come up; it says: {(folder / 'log').read_text()[-500:]}")
 
 
 def client() -> Any:
@@ -62,13 +72,13 @@ def _free_port() -> int:
             return int(port)
 
 
-def _wait_for(bucket: str, server: subprocess.Popen[bytes]) -> None:
+def _came_up(bucket: str, server: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
         try:
             if client().exists(bucket):
-                return
+                return True
         except Exception:  # whatever a client raises until the server is there
             pass
         time.sleep(0.2)
-    pytest.fail("the S3 server didn't come up")
+    return False
