@@ -7,7 +7,7 @@ import torch
 from covidnet.config import Augment, Budget, Search
 from covidnet.errors import CovidnetError, UsageError
 from covidnet.models import cost
-from covidnet.models.covidnet3d import Operation, Space
+from covidnet.models.covidnet3d import SPACES, Operation, Space
 from covidnet.models.supernet import Supernet
 from covidnet.search import dnas, result
 from covidnet.search.budget import Costing
@@ -57,6 +57,19 @@ def test_every_block_gets_an_architecture_gradient_within_a_few_steps():
         if state.alpha.grad is not None:
             touched |= (state.alpha.grad != 0).any(dim=1)
     assert bool(touched.all())
+
+
+def test_a_judgement_is_loss_and_accuracy_with_the_supernets_weights(monkeypatch):
+    monkeypatch.setitem(SPACES, "tiny", TINY)
+    supernet = Supernet(TINY, 1, 3)
+    torch.nn.init.zeros_(supernet.head.weight)
+    supernet.head.bias.data = torch.tensor([0.0, 2.0, 0.0])  # says the second class of every scan
+    genotype = result.genotype_of((0, 1, 2, 3), supernet, "tiny", ("a", "b", "c"), SIZE)
+    held_out = Volumes(volumes().scans, torch.tensor([1] * 36 + [0] * 12))
+    judged = result.judge(supernet, genotype, volumes(), held_out, batches=1)
+    assert judged.accuracy == 0.75
+    right, wrong = torch.log_softmax(supernet.head.bias.detach(), 0)[[1, 0]].tolist()
+    assert judged.loss == pytest.approx(-(0.75 * right + 0.25 * wrong), abs=1e-5)
 
 
 def test_the_architecture_update_leaves_the_weights_alone():
