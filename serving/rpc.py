@@ -31,9 +31,8 @@ MAX_MESSAGE_BYTES = 64 * 2**20  # gRPC's own limit is 4 MiB, KServe's 8; larger 
 MAX_CONCURRENT = 36  # a few above the gate's, for probes; messages are in memory before the gate sees them
 MAX_TYPED_BYTES = 8 * 2**20  # of a message without raw contents: KServe makes a Python object of each number
 
-_MESSAGE_BYTES: ContextVar[int] = ContextVar(
-    "message_bytes"
-)  # of a call; to ask the message costs writing it out again
+# of a call; protobuf itself would write the message out again to tell
+_MESSAGE_BYTES: ContextVar[int] = ContextVar("message_bytes")
 
 
 def server(dataplane: DataPlane, gate: Gate, access: Access, tls: Tls | None, host: str, port: int) -> grpc.aio.Server:

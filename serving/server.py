@@ -199,15 +199,16 @@ def _let_nobody_in(listener: socket.socket) -> None:
     """Drop the first packet of every new connection, while those under way go on.
 
     Closing the port resets whom the kernel has connected and the loop has not yet accepted, and there are always some.
-    Who comes now tries again in a second, as TCP does, and finds the port closed. Linux only; elsewhere the port is open
-    to the end.
+    Who comes now tries again in a second, as TCP does, and finds the port closed. Linux only; elsewhere, and in sandboxes
+    that allow no filter, the port is open to the end.
     """
     if sys.platform != "linux":
         return
     program = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_FIRST_PACKETS)
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("HP", len(_DROP_FIRST_PACKETS), ctypes.addressof(buffer))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
 
 def _check_tls(tls: Tls | None) -> None:
