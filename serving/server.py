@@ -9,7 +9,7 @@ import ssl
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,7 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
     except TimeoutError:
         _log.warning("requests were still in flight after %d s and are cut off", GRACE_S)
     _let_nobody_in(listener)
-    await http.farewell()
+    await http.farewell(listener)
     http.should_exit = True
     await asyncio.gather(grpc.stop(grace=STOP_S), serving)
     predictor.observer.close()
@@ -179,13 +179,35 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def farewell(self) -> None:
-        """Wait for connections that were made and have not asked yet: closing now would reset a request on its way."""
+    async def farewell(self, listener: socket.socket) -> None:
+        """Close the port, and wait for connections that have not asked yet: ending them would reset what is on its way."""
         await asyncio.sleep(FAREWELL_S)
+        await self.close_port(listener)
         with suppress(TimeoutError):
             async with asyncio.timeout(SILENT_S):
                 while any(connection.cycle is None for connection in self.server_state.connections):  # type: ignore[union-attr]
                     await asyncio.sleep(0.02)
+
+    async def close_port(self, listener: socket.socket) -> None:
+        """Close the port, and serve who has connected: closing alone resets those whom the loop hasn't yet accepted."""
+        queue = listener.dup()  # each server closes its own
+        for server in self.servers:
+            server.close()
+        waiting = []
+        with queue, suppress(BlockingIOError):
+            while True:
+                waiting.append(queue.accept()[0])
+                waiting[-1].setblocking(False)
+        loop = asyncio.get_running_loop()
+        taken = [loop.connect_accepted_socket(self._protocol, each, ssl=self.config.ssl) for each in waiting]
+        with suppress(TimeoutError):  # a silent client's handshake must not hold up the stop
+            async with asyncio.timeout(FAREWELL_S):
+                await asyncio.gather(*taken, return_exceptions=True)  # who has gone again is no fault
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes them for the connections that it accepts."""
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def _on_signal() -> asyncio.Event:
@@ -198,9 +220,8 @@ def _on_signal() -> asyncio.Event:
 def _let_nobody_in(listener: socket.socket) -> None:
     """Drop the first packet of every new connection, while those under way go on.
 
-    Closing the port resets whom the kernel has connected and the loop has not yet accepted, and there are always some.
-    Who comes now tries again in a second, as TCP does, and finds the port closed. Linux only; elsewhere, and in sandboxes
-    that allow no filter, the port is open to the end.
+    Who is connected by the kernel in the very moment of closing is reset. Who comes now tries again in a second, as TCP
+    does, and finds the port closed. Linux has such filters, newer ones for CAP_NET_ADMIN only; elsewhere the moment stays.
     """
     if sys.platform != "linux":
         return

@@ -16,6 +16,10 @@ from covidnet.inference.variants import planar_depthwise
 
 MAX_LANES = 8  # each needs the memory of its own feature maps
 
+# A process's first run of OpenVINO has to be alone: two at once were seen to wait for ever, one for Python's lock and one
+# for what the other sets up.
+_FIRST_RUN, _RAN = threading.Lock(), threading.Event()
+
 Size = tuple[int, int, int]
 
 
@@ -59,12 +63,19 @@ class OpenVinoEngine:
             parts = self._lanes.map(lambda index: self.run(batch[index : index + 1], alone=False), range(len(batch)))
             rows = ((part.logits, part.probabilities, part.cam) for part in parts)
             return Outputs(*map(np.concatenate, zip(*rows, strict=True)))
+        if _RAN.is_set():
+            return self._run_one(batch, alone)
+        with _FIRST_RUN:
+            outputs = self._run_one(batch, alone)
+        _RAN.set()
+        return outputs
+
+    def _run_one(self, scan: np.ndarray, alone: bool) -> Outputs:
         kind = "together" if alone else "apart"
         if not hasattr(self._of_thread, kind):
             network = self._together if alone else self._side_by_side()
             setattr(self._of_thread, kind, network.create_infer_request())
-        request = getattr(self._of_thread, kind)
-        results = request.infer({"volume": batch})
+        results = getattr(self._of_thread, kind).infer({"volume": scan})
         return Outputs(*(results[name] for name in OUTPUTS))
 
     def _side_by_side(self) -> Any:
