@@ -115,15 +115,15 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(model, path, size=size, channels=1, temperature=1.0, metadata={})
+        default = open_model(path, "cpu", "openvino", threads)
         makers: dict[str, Callable[[], Run]] = {
-            "OpenVINO": lambda: open_model(path, "cpu", "openvino", threads).run,
+            "OpenVINO": lambda: default.run,
             "ONNX Runtime": lambda: plain(path, threads),
             "ONNX Runtime, planes": lambda: open_model(path, "cpu", "onnxruntime", threads).run,
             "torch eager": lambda: in_torch(model),
             "torch compiled": lambda: in_torch(model, compiled=True),
         }
         runs = {name: makers[name]() for name in columns}
-        default = open_model(path, "cpu", "openvino", threads)
         scans = np.repeat(scan, default.batch, axis=0)
         runs[SIDE_BY_SIDE] = lambda _: default.run(scans)
         times = take_turns(runs_here(runs, scan), scan, seconds, rest_s=selection.REST_S)

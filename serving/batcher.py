@@ -66,7 +66,7 @@ class Batcher:
         self._changing = threading.Lock()
         self._queue: SimpleQueue[_Waiting] = SimpleQueue()
         self._expected = 1
-        self.max_batch = max(1, engine.batch // engine.lanes)
+        self.max_batch = engine.batch // engine.lanes
 
     def warm(self, size: tuple[int, int, int]) -> None:
         """Run each batch size: engines prepare themselves at the first run of a shape, which no caller should wait for.
@@ -84,7 +84,8 @@ class Batcher:
             if count > 1 and time.perf_counter() - start > self._max_batch_s:
                 self.max_batch = count - 1
                 break
-        self._threads.submit(self._engine.run, np.zeros((1, 1, *size), np.uint8), alone=False).result()
+        if self._engine.lanes > 1:
+            self._threads.submit(self._engine.run, np.zeros((1, 1, *size), np.uint8), alone=False).result()
 
     async def submit(self, volume: np.ndarray) -> Row:
         """The answer for ``uint8 (D, H, W)``; one whose caller is cancelled while it waits is never run."""

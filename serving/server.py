@@ -150,7 +150,6 @@ async def _serve(options: Options, predictor: Predictor, clients: Access, stop: 
             await asyncio.gather(gate.empty(), asyncio.sleep(LINGER_S))
     except TimeoutError:
         _log.warning("requests were still in flight after %d s and are cut off", GRACE_S)
-    _let_nobody_in(listener)
     await http.farewell(listener)
     http.should_exit = True
     await asyncio.gather(grpc.stop(grace=STOP_S), serving)
@@ -181,6 +180,7 @@ class _HttpServer(uvicorn.Server):
 
     async def farewell(self, listener: socket.socket) -> None:
         """Close the port, and wait for connections that have not asked yet: ending them would reset what is on its way."""
+        _let_nobody_in(listener)
         await asyncio.sleep(FAREWELL_S)
         await self.close_port(listener)
         with suppress(TimeoutError):

@@ -62,7 +62,6 @@ async def stopping_while_one_is_connected() -> AsyncIterator[tuple[asyncio.Task[
     while not http.started:
         await asyncio.sleep(0.01)
     with socket.create_connection(listener.getsockname(), timeout=10) as client:
-        _let_nobody_in(listener)
         farewell = asyncio.create_task(http.farewell(listener))
         yield farewell, client
         await farewell
