@@ -123,3 +123,40 @@ def test_operations_are_timed_inside_a_network_once_per_machine(tmp_path, monkey
     assert len(table.check) == 4
     monkeypatch.setattr(latency, "measure", None)  # what is recorded isn't measured again
     assert latency.cached("toy", size, 1, "cpu", "openvino", threads=1) == table
+
+
+def test_an_operation_costs_what_its_layer_adds_to_a_network_of_identities(tmp_path, monkeypatch):
+    operations = (Operation(3, 3), IDENTITY, Operation(5, 4))
+    space = Space("toy", widths=(8, 12), strides=(2, 1), blocks=(2, 1), stem=8, last=16, operations=operations)
+    monkeypatch.setitem(SPACES, "toy", space)
+    paths = []
+
+    def recorded(space, path, size, channels):
+        paths.append(tuple(path))
+        return network(space, path, size, channels)
+
+    # the fastest of an empty network's runs, and of the other's: 3 ms more, 1 less (noise), .5, 2, and two random networks
+    fastest = [(1.0, 4.0), (1.5, 0.5), (1.25, 1.75), (1.0, 3.0), (1.0, 5.0), (0.75, 2.0)]
+    answers = iter([{"empty": [9.0, empty], "other": [other, 8.0]} for empty, other in fastest])
+    monkeypatch.setattr(latency, "network", recorded)
+    monkeypatch.setattr(latency.selection, "take_turns", lambda *_, **__: next(answers))
+    table = latency.measure("toy", SIZE, 1, "cpu", "openvino", 1, checked=2)
+    assert paths[:5] == [(1, 1, 1), (0, 0, 1), (2, 2, 1), (1, 1, 0), (1, 1, 2)]
+    assert table.fixed_ms == 0.75
+    assert table.blocks_ms == ((1.5, 0.0, 0.0), (1.5, 0.0, 0.0), (0.5, 0.0, 2.0))
+    assert table.check == tuple(
+        (pytest.approx(table.of(path)), pytest.approx(0.75 + extra))
+        for path, extra in zip(paths[5:], (4.0, 1.25), strict=True)
+    )
+
+
+def test_a_machine_is_busy_where_networks_take_something_else_than_their_parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert latency.deviation([(2.0, 3.0), (4.0, 3.0)]) == pytest.approx(0.375)
+    measured = replace(TABLE, space="covidnet3d-s", check=((1.0, 1.0 + latency.BUSY),))
+    monkeypatch.setattr(latency, "measure", lambda *_: measured)
+    latency.cached("S", SIZE, 1, "cpu", "openvino")
+    assert len(list(tmp_path.rglob("*.json"))) == 1  # just not too busy
+    monkeypatch.setattr(latency, "measure", lambda *_: replace(measured, check=((1.0, 1.0 - 2 * latency.BUSY),)))
+    latency.cached("S", (8, 16, 32), 1, "cpu", "openvino")
+    assert len(list(tmp_path.rglob("*.json"))) == 1
