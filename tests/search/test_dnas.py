@@ -72,6 +72,23 @@ def test_a_judgement_is_loss_and_accuracy_with_the_supernets_weights(monkeypatch
     assert judged.loss == pytest.approx(-(0.75 * right + 0.25 * wrong), abs=1e-5)
 
 
+def test_the_supernet_is_judged_once_when_the_warm_up_ends(tmp_path):
+    torch.manual_seed(0)
+    steps, judged = [], []
+
+    def after_warmup():
+        judged.append(len(steps))
+        return 0.7
+
+    searched = dnas.search(
+        Supernet(TINY, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL,
+        seed=0, work=tmp_path, title="test", after_warmup=after_warmup, log=lambda step, _: steps.append(step),
+    )  # fmt: skip
+    assert steps == list(range(12))
+    assert judged == [4]
+    assert searched.warmup_accuracy == 0.7
+
+
 def test_the_architecture_update_leaves_the_weights_alone():
     torch.manual_seed(0)
     state = dnas._Run(Supernet(TINY, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
