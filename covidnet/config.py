@@ -107,9 +107,6 @@ class Augment(Section):
     mixup: float = Field(
         0.0, ge=0, le=2, description="alpha of the Beta distribution by which two scans and their labels are mixed"
     )
-    cutmix: float = Field(
-        0.0, ge=0, le=1, description="share of the scans of which a box, and as much of the label, comes from another"
-    )
 
 
 class Training(Section):
@@ -120,7 +117,7 @@ class Training(Section):
         "compute", description="epochs: the same passes for every model; compute: the same multiply-accumulates"
     )
     tmacs: float = Field(
-        1.2, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training"
+        1.6, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training"
     )
     batch: int = Field(16, ge=2, description="scans per weight update")
     lr: float = Field(6e-3, gt=0, description="highest learning rate (AdamW)")
@@ -131,10 +128,12 @@ class Training(Section):
         "auto", description="auto: bfloat16 on CUDA, else float32"
     )
     evaluations: int = Field(6, ge=1, description="validation passes, evenly spaced; the best one is kept")
-    strides: tuple[Stride, Stride, Stride, Stride, Stride, Stride] | None = Field(
-        None,
-        description="of the found network's layers when it is retrained; null: the paper's, (2, 2, 2, 1, 2, 1). "
-        "(2, 2, 1, 1, 1, 1) makes its maps four times as fine, at about twice the compute per scan",
+    cutmix: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="of the found network: share of the scans that get a box of another, each part answering for its own "
+        "label, so that class activation maps point at the disease",
     )
 
 
@@ -149,8 +148,7 @@ class Budget(Section):
     receptive_field: float | None = Field(
         None,
         gt=0,
-        description="voxels across that a cell of the last map sees, with training.strides; small ones keep class "
-        "activation maps local",
+        description="voxels across that a cell of the last map sees; small ones keep class activation maps local",
     )
 
 
@@ -159,6 +157,11 @@ class Search(Section):
 
     variants: tuple[Variant, ...] = Field(("S",), description="search spaces, each searched and retrained")
     size: Shape = Field((16, 64, 64), description="(D, H, W) that the supernet sees; packed scans are resized to it")
+    strides: tuple[Stride, Stride, Stride, Stride, Stride, Stride] | None = Field(
+        (2, 2, 1, 1, 1, 1),
+        description="of the six layers; null: the paper's, (2, 2, 2, 1, 2, 1), which make class activation maps a "
+        "quarter as fine along each axis, for about half the compute per scan",
+    )
     share_weights: bool = Field(True, description="candidates of a block are crops of one k=7, e=6 kernel")
     batch: int = Field(16, ge=2, description="scans per weight update")
     warmup_steps: int = Field(450, ge=0, description="weight updates with uniformly sampled paths before alpha moves")
@@ -168,7 +171,7 @@ class Search(Section):
     alpha_lr: float = Field(0.06, gt=0, description="learning rate of the architecture parameters (Adam)")
     label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
     temperature: tuple[float, float] = Field((2.0, 0.5), description="Gumbel-Softmax, annealed geometrically")
-    budget: Budget = Budget()
+    budget: Budget = Budget(receptive_field=64.0)
     latency_table: str | None = Field(
         None, description="what `covidnet latency` wrote on the machine that will serve; null: measured here"
     )
@@ -300,6 +303,7 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
         UsageError: missing file, malformed YAML or override, unknown key or profile, or a value outside its range.
     """
     tree = _read(Path(path)) if path is not None else _read(Path("params.yaml")) if Path("params.yaml").exists() else {}
+    tree = _merge(Config().model_dump(), tree)  # a part of a section leaves the rest of it as it is
     profiles = tree.pop("profiles", {}) or {}
     changes: dict[str, Any] = {}
     for override in overrides or []:

@@ -7,7 +7,6 @@ does nothing where the folder is complete for the same inputs (`covidnet.folder`
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +111,8 @@ def baseline(config: Config, dataset: Path, out: Path, model: str) -> Metrics:
     if model not in baselines.BASELINES:
         raise UsageError(f"--model {model}: unknown; the registered baselines are {', '.join(baselines.BASELINES)}")
     description = Description(model, config.classes, config.channels, _packed(config, dataset)[1])
+    training = config.training.model_copy(update={"cutmix": 0.0})  # which is the found network's
+    config = config.model_copy(update={"training": training})
     return _train(config, dataset, out, description, "baseline", {})
 
 
@@ -123,8 +124,6 @@ def search(config: Config, dataset: Path, out: Path, variant: str) -> Metrics:
     if variant not in SPACES:
         raise UsageError(f"--variant {variant}: unknown; the search spaces are {', '.join(SPACES)}")
     parameters = {**_parameters(config, "search", "augment", "classes", "channels", "seed"), "variant": variant}
-    if config.search.budget.receptive_field is not None:
-        parameters["strides"] = config.training.strides
     inputs = {"dataset": _dataset(config, dataset)}
     if config.search.budget.latency_ms is not None and config.search.latency_table is not None:
         inputs["latency"] = Path(config.search.latency_table)
@@ -151,7 +150,6 @@ def retrain(config: Config, dataset: Path, searched: Path, out: Path, variant: s
         raise CovidnetError(
             f"{searched} was searched for classes {list(genotype.classes)}, the configuration has {list(config.classes)}"
         )
-    genotype = replace(genotype, strides=config.training.strides or ())
     description = of_genotype(genotype, _packed(config, dataset)[1])
     return _train(config, dataset, out, description, "retrain", {"genotype": searched / "genotype.json"})
 

@@ -16,7 +16,7 @@ _COMMON: dict[str, Any] = {"seed": True, "classes": True, "channels": True, "eva
 _PARTS: dict[str, Any] = {
     "ingest": {**_COMMON, "data": True},
     "training": {**_COMMON, "training": True, "augment": True},
-    "search": {**_COMMON, "search": True, "augment": True, "training": {"strides"}},
+    "search": {**_COMMON, "search": True, "augment": True},
     "rollout": {**_COMMON, "gate": True, "deploy": True, "export": True},
 }
 

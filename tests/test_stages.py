@@ -134,6 +134,7 @@ def test_the_report_names_the_winner_and_asks_for_nothing_from_elsewhere(chain):
     results = json.loads((chain / "results/evaluate/results.json").read_text())
     assert results["winner"]["folder"] in ("retrain/S", "baseline/densenet3d121")
     assert "diagnosis" in report
+    assert "trained with CutMix" in report  # and the baselines not, which whoever compares them has to know
     assert 'src="http' not in report
     assert 'href="http' not in report.replace('href="https://arxiv', "")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from covidnet.cli.options import Json, Out, Override, Params, app, configuration, example, say, size_of
+from covidnet.cli.options import Json, Out, Override, Params, app, configuration, example, say, size_of, strides_of
 from covidnet.errors import UsageError
 
 
@@ -93,6 +93,7 @@ def latency(
     variant: Annotated[str, typer.Option(help="S or L.")] = "S",
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("latency.json"),
     size: Annotated[str, typer.Option("--input", metavar="D,H,W", help="Size of the volumes.")] = "16,64,64",
+    strides: Annotated[str, typer.Option(help="Of the six layers, as in search.strides.")] = "2,2,1,1,1,1",
     channels: Annotated[int, typer.Option(help="Input channels, 1 or 3.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
     engine: Annotated[str, typer.Option(help="auto, openvino, onnxruntime or tensorrt.")] = "auto",
@@ -103,12 +104,13 @@ def latency(
 
     A search with this table keeps to a limit: -S search.latency_table=latency.json -S search.budget.latency_ms=3.
     """
-    from covidnet.models.covidnet3d import SPACES
+    from covidnet.models.covidnet3d import SPACES, space_of
     from covidnet.search import latency as module
 
     if variant not in SPACES:
         raise UsageError(f"--variant {variant}: unknown; the search spaces are {', '.join(SPACES)}")
-    table = module.measure(variant, size_of(size), channels, device, engine, threads)  # type: ignore[arg-type]
+    space = space_of(variant, strides_of(strides))
+    table = module.measure(space, size_of(size), channels, device, engine, threads)  # type: ignore[arg-type]
     table.save(out)
     deviation = module.deviation(table.check)
     if as_json:
@@ -118,7 +120,6 @@ def latency(
     from rich.console import Console
     from rich.table import Table
 
-    space = SPACES[variant]
     shown = Table("layer", "channels", *(operation.name for operation in space.operations if operation.kernel))
     for layer, rows in enumerate(space.layers(table.blocks_ms)):
         cells = [f"{ms:.3f}" for ms, operation in zip(rows[0], space.operations, strict=True) if operation.kernel]

@@ -82,6 +82,14 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
+def strides_of(text: str) -> tuple[int, ...]:
+    """Six strides, ``2,2,1,1,1,1``."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 6 or not set(parts) <= {"1", "2"}:
+        raise UsageError(f"--strides {text}: expected six numbers of 1 or 2, e.g. 2,2,1,1,1,1")
+    return tuple(int(part) for part in parts)
+
+
 def size_of(text: str) -> tuple[int, int, int]:
     """``D,H,W``."""
     parts = text.split(",")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -94,22 +95,17 @@ def _where(shape: torch.Size, within: Callable[[int, Tensor], Tensor]) -> Tensor
     return inside
 
 
-def mix(
-    volume: Tensor, labels: Tensor, classes: int, settings: Augment, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mixup, then CutMix, as far as the settings ask for them.
+@dataclass(frozen=True, slots=True)
+class Pasted:
+    """Boxes that `cutmix` has put into the scans of a batch.
 
     Args:
-        volume: ``float (B, 1, D, H, W)``.
-        labels: ``int64 (B,)``.
-        generator: on the CPU.
-
-    Returns:
-        the volumes, and either the labels as they were or ``float32 (B, K)`` targets, which
-        `torch.nn.functional.cross_entropy` takes like labels.
+        inside: ``bool (B, D, H, W)``: the voxels that are another scan's.
+        labels: of that other scan, in the form of the batch's own.
     """
-    volume, labels = mixup(volume, labels, classes, settings.mixup, generator)
-    return cutmix(volume, labels, classes, settings.cutmix, generator)
+
+    inside: Tensor
+    labels: Tensor
 
 
 def mixup(
@@ -137,25 +133,21 @@ def mixup(
     return torch.lerp(volume[order], volume, along), torch.lerp(targets[order], targets, share.view(-1, 1))
 
 
-def cutmix(
-    volume: Tensor, labels: Tensor, classes: int, share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Put a box of another scan of the batch at its place in a scan, and as much of its label (Yun et al., ICCV 2019).
+def cutmix(volume: Tensor, labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Pasted]:
+    """Put a box of another scan of the batch at its place in a scan (CutMix: Yun et al., ICCV 2019).
 
-    What is learned from one part of a scan must then hold whatever the other parts show: so evidence stays where the
-    lesion is, and class activation maps point at it.
+    CutMix mixes the two labels by volume. Here each part keeps its own, for a loss that asks each for it
+    (`covidnet.training.loop.loss_of`).
 
     Args:
         volume: ``float (B, 1, D, H, W)``.
         labels: ``int64 (B,)``, or targets ``float32 (B, K)``.
-        share: of the scans that get a box; 0 leaves everything as it is. The box's volume is drawn from 0 to all.
+        share: of the scans that get a box. The box's volume is drawn from 0 to all.
         generator: on the CPU.
 
     Returns:
-        the mixed volumes, and ``float32 (B, K)`` targets.
+        the mixed volumes, and what was put there.
     """
-    if not share:
-        return volume, labels
     draw = torch.rand(len(volume), 5, generator=generator)
     side = torch.where(draw[:, 0] < share, draw[:, 1] ** (1 / 3), 0.0)  # of the volume's, along each axis
 
@@ -165,9 +157,4 @@ def cutmix(
 
     inside = _where(volume[:, 0].shape, within).to(volume.device)
     order = torch.randperm(len(volume), generator=generator).to(volume.device)
-    targets = labels if labels.is_floating_point() else torch.nn.functional.one_hot(labels, classes).float()
-    foreign = inside.float().mean(dim=(1, 2, 3))
-    return (
-        torch.where(inside[:, None], volume[order], volume),
-        torch.lerp(targets, targets[order], foreign[:, None]),
-    )
+    return torch.where(inside[:, None], volume[order], volume), Pasted(inside, labels[order])

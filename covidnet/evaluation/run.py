@@ -100,6 +100,7 @@ def run(
         },
         warnings=[
             *_budget_note(config),
+            *_cutmix_note(config),
             *_use_note(uses),
             *(f"{title(winner.name)}: {warning}" for warning in ranges[winner.name].warnings),
         ],
@@ -317,6 +318,15 @@ def _budget_note(config: Config) -> list[str]:
         f"Every model was trained with the same compute, {settings.tmacs:g} trillion forward multiply-accumulates, not for "
         "the same number of passes: a network that costs more per scan saw fewer scans. The column of scans seen says how "
         "many. The profile for the paper trains all models for equal epochs."
+    ]
+
+
+def _cutmix_note(config: Config) -> list[str]:
+    if not config.training.cutmix:
+        return []
+    return [
+        "The found networks were trained with CutMix (a box of another scan, and each part answers for its own label), which "
+        "costs some accuracy and makes their maps point at the disease; the baselines were trained without."
     ]
 
 

@@ -25,7 +25,18 @@ class Classifier(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         """Logits ``(B, K)`` of a float volume ``(B, C, D, H, W)``."""
-        pooled = self.features(volume).mean(dim=(2, 3, 4))  # (B, F)
+        return self.classify(self.features(volume))
+
+    def classify(self, maps: Tensor, share: Tensor | None = None) -> Tensor:
+        """Logits ``(B, K)`` of feature maps ``(B, F, d, h, w)``.
+
+        Args:
+            share: how much each cell counts, ``(B, 1, d, h, w)`` in 0..1; by default all alike.
+        """
+        if share is None:
+            pooled = maps.mean(dim=(2, 3, 4))  # (B, F)
+        else:
+            pooled = (maps * share).sum(dim=(2, 3, 4)) / share.sum(dim=(2, 3, 4)).clamp(min=1e-6)
         logits: Tensor = self.head(self.dropout(pooled))
         return logits
 

@@ -80,6 +80,12 @@ SPACES = {
 }
 
 
+def space_of(variant: str, strides: Sequence[int] | None) -> Space:
+    """A space of `SPACES`, where given with other strides of its layers."""
+    space = SPACES[variant]
+    return replace(space, strides=tuple(strides)) if strides else space
+
+
 @dataclass(frozen=True, slots=True)
 class Genotype:
     """A found architecture: what `genotype.json` holds and `build` needs.
@@ -102,8 +108,7 @@ class Genotype:
 
     @property
     def space(self) -> Space:
-        space = SPACES[self.variant]
-        return replace(space, strides=self.strides) if self.strides else space
+        return space_of(self.variant, self.strides)
 
     @property
     def operations(self) -> list[Operation]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from covidnet.config import Augment, Search
-from covidnet.data.augment import augment, mix
+from covidnet.data.augment import augment, mixup
 from covidnet.errors import CovidnetError
 from covidnet.models.supernet import Supernet
 from covidnet.progress import progress, tell
@@ -251,7 +251,7 @@ class _Run:
         scans, labels = half.batch(step, self.settings.batch, self.seed + stream)
         volume = augment(scans, self.augmentation, generator(self.seed, stream, step))  # (B, 1, D, H, W)
         classes = self.supernet.head.out_features
-        volume, labels = mix(volume, labels, classes, self.augmentation, generator(self.seed, stream + 4, step))
+        volume, labels = mixup(volume, labels, classes, self.augmentation.mixup, generator(self.seed, stream + 4, step))
         volume, labels = layout(distributed.share(volume)), distributed.share(labels)
         device_type = volume.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):

@@ -25,7 +25,7 @@ from torch import Tensor
 from covidnet import folder
 from covidnet.errors import UsageError
 from covidnet.inference import engine, selection
-from covidnet.models.covidnet3d import SPACES, Space
+from covidnet.models.covidnet3d import Space
 from covidnet.progress import progress, tell
 from covidnet.search.untrained import network
 
@@ -42,6 +42,7 @@ class LatencyTable:
 
     Args:
         space: name of the space.
+        strides: of its layers.
         size: ``(D, H, W)`` of the input.
         engine: name of the engine and its device, e.g. ``openvino (cpu)``.
         processor: what it ran on.
@@ -52,6 +53,7 @@ class LatencyTable:
     """
 
     space: str
+    strides: tuple[int, ...]
     size: Size
     engine: str
     processor: str
@@ -83,8 +85,8 @@ class LatencyTable:
         try:
             tree = json.loads(path.read_text())
             rows = tuple(tuple(float(ms) for ms in row) for row in tree["blocks_ms"])
-            size, check = tuple(tree["size"]), tuple((a, b) for a, b in tree["check"])
-            found = cls(**{**tree, "size": size, "blocks_ms": rows, "check": check})
+            lists = {"size": tuple(tree["size"]), "strides": tuple(tree["strides"]), "blocks_ms": rows}
+            found = cls(**{**tree, **lists, "check": tuple((a, b) for a, b in tree["check"])})
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is not a table of latencies; `covidnet latency` writes one ({error})") from None
         shape, expected = torch.Size([len(rows), len(rows[0])]), (len(space.block_widths), len(space.operations))
@@ -93,20 +95,25 @@ class LatencyTable:
                 f"{path}: expected latencies of space {space.name}, {expected[0]} blocks and {expected[1]} operations, "
                 f"found {found.space}, {shape[0]} and {shape[1]}; measure again with `covidnet latency`"
             )
+        if found.strides != space.strides:
+            wanted, measured = (",".join(map(str, strides)) for strides in (space.strides, found.strides))
+            raise UsageError(
+                f"{path} was measured with strides {measured}, search.strides are {wanted}; measure again with "
+                f"`covidnet latency --strides {wanted}`"
+            )
         return found
 
 
 def cached(
-    variant: str, size: Size, channels: int, device: engine.Device, name: engine.Name, threads: int = 0
+    space: Space, size: Size, channels: int, device: engine.Device, name: engine.Name, threads: int = 0
 ) -> LatencyTable:
     """As `measure`; what this machine measured before is read from the user's cache folder."""
-    space = SPACES[variant]
     facts = [repr(space), size, channels, device, name, threads]
     facts += [selection.processor(), len(os.sched_getaffinity(0)), selection.versions()]
     path = engine.cache_file("latency", facts)
     if path and path.is_file():
         return LatencyTable.load(path, space)
-    table = measure(variant, size, channels, device, name, threads)
+    table = measure(space, size, channels, device, name, threads)
     if deviation(table.check) > BUSY:
         tell("Latencies were measured on a busy machine and are not kept; for better ones stop what else runs here")
     elif path:
@@ -116,7 +123,7 @@ def cached(
 
 
 def measure(
-    variant: str,
+    space: Space,
     size: Size,
     channels: int,
     device: engine.Device,
@@ -128,7 +135,7 @@ def measure(
     """Time every operation in every layer on this machine, which takes a minute or two.
 
     Args:
-        variant: search space, S or L.
+        space: S or L, with the strides that the network will have.
         size: ``(D, H, W)`` of the input.
         channels: input channels.
         device: ``cpu`` or ``gpu``.
@@ -139,7 +146,6 @@ def measure(
     Raises:
         UsageError: the engine or the device isn't here.
     """
-    space = SPACES[variant]
     identity = next((i for i, operation in enumerate(space.operations) if not operation.kernel), None)
     if identity is None:
         raise UsageError(f"space {space.name} has no identity, beside which its operations could be measured")
@@ -184,7 +190,7 @@ def measure(
         for _ in range(count)
     )
     table = LatencyTable(
-        space.name, size, empty.name, selection.processor(), threads, round(fixed_ms, 5), rows
+        space.name, space.strides, size, empty.name, selection.processor(), threads, round(fixed_ms, 5), rows
     )  # fmt: skip
     pairs = tuple(
         (round(table.of(path), 4), round(fixed_ms + extra, 4)) for path, extra in zip(random, extras, strict=True)

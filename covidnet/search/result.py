@@ -73,7 +73,8 @@ def genotype_of(
     """Name a path's operations."""
     space = supernet.space
     layers = space.layers([space.operations[i].name for i in path])
-    return Genotype(variant, tuple(classes), supernet.channels, size, tuple(tuple(layer) for layer in layers))
+    blocks = tuple(tuple(layer) for layer in layers)
+    return Genotype(variant, tuple(classes), supernet.channels, size, blocks, space.strides)
 
 
 def judge(supernet: Supernet, genotype: Genotype, train: Volumes, held_out: Volumes, batches: int = 6) -> Judgement:

@@ -2,7 +2,6 @@
 
 import csv
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from covidnet.data import splits
 from covidnet.data.packed import Packed
 from covidnet.errors import UsageError
 from covidnet.models import cost
-from covidnet.models.covidnet3d import SPACES
+from covidnet.models.covidnet3d import Space, space_of
 from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import synchronise
 from covidnet.progress import first_process, progress, tell
@@ -39,11 +38,10 @@ def run(
         UsageError: the budget is outside of the space's range.
         CovidnetError: too few patients for two halves, or a diverged or interrupted search.
     """
-    settings, space = config.search, SPACES[variant]
+    settings, space = config.search, space_of(variant, config.search.strides)
     costs = cost.table(space, settings.size, config.channels, len(config.classes))
-    latency = _latencies(config, packed, variant)
-    reach = cost.receptive_field(replace(space, strides=config.training.strides or space.strides))
-    costing = Costing(costs, settings.budget, latency, reach)
+    latency = _latencies(config, packed, space)
+    costing = Costing(costs, settings.budget, latency, cost.receptive_field(space))
     for remark in costing.ineffective():
         tell(remark)
     weight_half, alpha_half = halves(config, packed, device)
@@ -120,7 +118,7 @@ def run(
     return metrics
 
 
-def _latencies(config: Config, packed: Packed, variant: str) -> LatencyTable | None:
+def _latencies(config: Config, packed: Packed, space: Space) -> LatencyTable | None:
     """The table that a limit on latency needs: as given, or measured by the first process at the size to be served.
 
     Raises:
@@ -131,9 +129,9 @@ def _latencies(config: Config, packed: Packed, variant: str) -> LatencyTable | N
     if config.search.budget.latency_ms is None:
         return None
     if config.search.latency_table is None:
-        measured = cached(variant, size, config.channels, "cpu", "auto") if first_process() else None
+        measured = cached(space, size, config.channels, "cpu", "auto") if first_process() else None
         return cast(LatencyTable, distributed.from_first(measured))
-    table = LatencyTable.load(Path(config.search.latency_table), SPACES[variant])
+    table = LatencyTable.load(Path(config.search.latency_table), space)
     if table.size != size:
         raise UsageError(
             f"{config.search.latency_table} was measured at {table.size}, the dataset has scans of {size}; "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from covidnet.config import Augment, Training
-from covidnet.data.augment import augment, mix
+from covidnet.data.augment import Pasted, augment, cutmix, mixup
 from covidnet.errors import CovidnetError
 from covidnet.models.blocks import Classifier
 from covidnet.progress import progress
@@ -102,14 +102,17 @@ def fit(
         )
 
     half = mixed_precision(settings, train.scans.device)
-    parts = [([model.train()], as_input(model, train.scans[:batch]))] if train.scans.is_cuda else []
+    parts = [([model.features.train()], as_input(model, train.scans[:batch]))] if train.scans.is_cuda else []
     with graphs.recorded(parts, half), graceful() as interrupted, progress(title, steps, state["step"]) as advance:
         for step in range(state["step"], steps):
             model.train()
             volumes, labels = train.batch(step, batch, seed)
             volume = augment(volumes, augmentation, generator(seed, 1, step))  # (B, 1, D, H, W)
-            volume, labels = mix(volume, labels, model.head.out_features, augmentation, generator(seed, 3, step))
-            loss = update(model, volume, labels, optimizer, settings, generator(seed, 2, step))
+            rng, pasted = generator(seed, 3, step), None
+            volume, labels = mixup(volume, labels, model.head.out_features, augmentation.mixup, rng)
+            if settings.cutmix:
+                volume, pasted = cutmix(volume, labels, settings.cutmix, rng)
+            loss = update(model, volume, labels, optimizer, settings, generator(seed, 2, step), pasted)
             schedule.step()
             if not math.isfinite(loss):
                 raise CovidnetError(
@@ -140,25 +143,55 @@ def fit(
 
 
 def update(
-    model: nn.Module,
+    model: Classifier,
     volume: Tensor,
     labels: Tensor,
     optimizer: torch.optim.Optimizer,
     settings: Training,
     rng: torch.Generator,
+    pasted: Pasted | None = None,
 ) -> float:
     """One weight update on this process's share of a batch; returns the loss of all of it."""
     volume, labels = distributed.share(volume), distributed.share(labels)
+    if pasted is not None:
+        pasted = Pasted(distributed.share(pasted.inside), distributed.share(pasted.labels))
     torch.manual_seed(rng.initial_seed())  # dropout draws from the global generator
     with torch.autocast(volume.device.type, torch.bfloat16, enabled=mixed_precision(settings, volume.device)):
-        logits = model(with_channels(model, layout(volume)))
-    loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+        maps = model.features(with_channels(model, layout(volume)))
+        loss = loss_of(model, maps, labels, settings.label_smoothing, pasted)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     distributed.average_gradients(model.parameters())
     nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
     optimizer.step()
     return float(distributed.mean(loss))
+
+
+def loss_of(
+    model: Classifier, maps: Tensor, labels: Tensor, label_smoothing: float, pasted: Pasted | None = None
+) -> Tensor:
+    """Cross-entropy; of scans with a box of another one, that of each part with its own label, weighted by volume.
+
+    What is pooled over a part has to speak for that part's scan, whatever the rest shows. So evidence stays where the
+    disease is, and class activation maps point at it, more than CutMix's mixed label alone makes them (docs/evidence.md).
+
+    Args:
+        maps: last feature maps ``(B, F, d, h, w)``.
+        labels: ``int64 (B,)``, or targets ``float32 (B, K)``.
+        pasted: the boxes.
+    """
+    if pasted is None:
+        return nn.functional.cross_entropy(model.classify(maps).float(), labels, label_smoothing=label_smoothing)
+    box = pasted.inside[:, None].float()
+    depth, height, width = maps.shape[2:]
+    cells = nn.functional.adaptive_avg_pool3d(box, (depth, height, width))  # share of each cell that the box covers
+    volume = box.mean(dim=(1, 2, 3, 4))
+    loss = torch.zeros((), device=maps.device)
+    for weight, share, target in ((volume, cells, pasted.labels), (1 - volume, 1 - cells, labels)):
+        logits = model.classify(maps, share).float()
+        each = nn.functional.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
+        loss = loss + (weight * each).mean()
+    return loss
 
 
 def logits(model: nn.Module, volumes: Volumes, batch: int = 32) -> np.ndarray:

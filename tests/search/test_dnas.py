@@ -128,7 +128,7 @@ def test_the_search_finds_a_known_best_operation_and_a_boolean_mask_does_not():
     assert sum(_toy(lambda gates: gates.bool().float(), seed) for seed in range(10)) == 0
 
 
-@pytest.mark.parametrize("augment", [STILL, Augment(mixup=0.2, cutmix=0.5, cutout=0.3)], ids=["still", "mixed"])
+@pytest.mark.parametrize("augment", [STILL, Augment(mixup=0.2, cutout=0.3)], ids=["still", "mixed"])
 def test_a_resumed_search_equals_an_uninterrupted_one_bit_for_bit(tmp_path, augment):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()

@@ -25,7 +25,7 @@ SIZE = (8, 16, 16)
 COSTS = cost.table(SPACE, SIZE, 1, 3)
 # what no count of arithmetic would say: 5x5x5 is the dearest, 7x7x7 with expansion 4 as cheap as 3x3x3
 ROW = (0.2, 0.25, 0.4, 0.9, 1.1, 0.3, 0.2, 0.0)
-TABLE = LatencyTable("tiny", SIZE, "openvino (cpu)", "a processor", 0, 0.5, (ROW,) * 4)
+TABLE = LatencyTable("tiny", (2, 2), SIZE, "openvino (cpu)", "a processor", 0, 0.5, (ROW,) * 4)
 
 
 def test_expected_milliseconds_are_the_sum_of_the_parts_weighted_by_their_probability():
@@ -70,6 +70,8 @@ def test_a_table_survives_its_file_and_is_refused_for_another_space(tmp_path):
     path = tmp_path / "latency.json"
     TABLE.save(path)
     assert LatencyTable.load(path, SPACE) == TABLE
+    with pytest.raises(UsageError, match=r"strides 2,2, search.strides are 2,1; .* `covidnet latency --strides 2,1`"):
+        LatencyTable.load(path, replace(SPACE, strides=(2, 1)))
     with pytest.raises(UsageError, match="expected latencies of space covidnet3d-s, 21 blocks"):
         LatencyTable.load(path, SPACES["S"])
     path.write_text(json.dumps({"space": "tiny"}))
@@ -81,12 +83,12 @@ def test_a_table_survives_its_file_and_is_refused_for_another_space(tmp_path):
 
 def test_a_search_takes_a_table_of_the_size_that_is_served_and_no_other(tmp_path):
     path = tmp_path / "latency.json"
-    replace(TABLE, space="covidnet3d-s", blocks_ms=(ROW,) * 21).save(path)
+    replace(TABLE, space="covidnet3d-s", strides=SPACES["S"].strides, blocks_ms=(ROW,) * 21).save(path)
     config = parse({"search": {"budget": {"latency_ms": 3}, "latency_table": str(path)}})
-    assert run._latencies(config, SimpleNamespace(scans=np.zeros((1, *SIZE))), "S").of((0,) * 21) == pytest.approx(4.7)
-    assert run._latencies(Config(), SimpleNamespace(scans=np.zeros((1, *SIZE))), "S") is None
+    assert run._latencies(config, SimpleNamespace(scans=np.zeros((1, *SIZE))), SPACES["S"]).of((0,) * 21) == pytest.approx(4.7)
+    assert run._latencies(Config(), SimpleNamespace(scans=np.zeros((1, *SIZE))), SPACES["S"]) is None
     with pytest.raises(UsageError, match=r"measured at \(8, 16, 16\), .* run `covidnet latency --input 16,64,64`"):
-        run._latencies(config, SimpleNamespace(scans=np.zeros((1, 16, 64, 64))), "S")
+        run._latencies(config, SimpleNamespace(scans=np.zeros((1, 16, 64, 64))), SPACES["S"])
 
 
 def test_the_timed_graph_has_the_weights_of_the_architecture_and_the_interface_of_an_exported_one(tmp_path):
@@ -111,10 +113,10 @@ def test_operations_are_timed_inside_a_network_once_per_machine(tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency, "SECONDS", 0.0)
     monkeypatch.setattr(latency, "BUSY", 0.0)
-    latency.cached("toy", size, 1, "cpu", "openvino", threads=1)
+    latency.cached(space, size, 1, "cpu", "openvino", threads=1)
     assert not list(tmp_path.rglob("*.json"))  # what a busy machine measured isn't kept
     monkeypatch.setattr(latency, "BUSY", float("inf"))
-    table = latency.cached("toy", size, 1, "cpu", "openvino", threads=1)
+    table = latency.cached(space, size, 1, "cpu", "openvino", threads=1)
     assert table.engine == "openvino (cpu)"
     assert table.fixed_ms > 0
     assert len(table.blocks_ms) == 1
@@ -122,7 +124,7 @@ def test_operations_are_timed_inside_a_network_once_per_machine(tmp_path, monkey
     assert table.blocks_ms[0][1] == 0
     assert len(table.check) == 4
     monkeypatch.setattr(latency, "measure", None)  # what is recorded isn't measured again
-    assert latency.cached("toy", size, 1, "cpu", "openvino", threads=1) == table
+    assert latency.cached(space, size, 1, "cpu", "openvino", threads=1) == table
 
 
 def test_an_operation_costs_what_its_layer_adds_to_a_network_of_identities(tmp_path, monkeypatch):
@@ -140,7 +142,7 @@ def test_an_operation_costs_what_its_layer_adds_to_a_network_of_identities(tmp_p
     answers = iter([{"empty": [9.0, empty], "other": [other, 8.0]} for empty, other in fastest])
     monkeypatch.setattr(latency, "network", recorded)
     monkeypatch.setattr(latency.selection, "take_turns", lambda *_, **__: next(answers))
-    table = latency.measure("toy", SIZE, 1, "cpu", "openvino", 1, checked=2)
+    table = latency.measure(space, SIZE, 1, "cpu", "openvino", 1, checked=2)
     assert paths[:5] == [(1, 1, 1), (0, 0, 1), (2, 2, 1), (1, 1, 0), (1, 1, 2)]
     assert table.fixed_ms == 0.75
     assert table.blocks_ms == ((1.5, 0.0, 0.0), (1.5, 0.0, 0.0), (0.5, 0.0, 2.0))
@@ -153,10 +155,10 @@ def test_an_operation_costs_what_its_layer_adds_to_a_network_of_identities(tmp_p
 def test_a_machine_is_busy_where_networks_take_something_else_than_their_parts(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert latency.deviation([(2.0, 3.0), (4.0, 3.0)]) == pytest.approx(0.375)
-    measured = replace(TABLE, space="covidnet3d-s", check=((1.0, 1.0 + latency.BUSY),))
+    measured = replace(TABLE, space="covidnet3d-s", strides=SPACES["S"].strides, check=((1.0, 1.0 + latency.BUSY),))
     monkeypatch.setattr(latency, "measure", lambda *_: measured)
-    latency.cached("S", SIZE, 1, "cpu", "openvino")
+    latency.cached(SPACES["S"], SIZE, 1, "cpu", "openvino")
     assert len(list(tmp_path.rglob("*.json"))) == 1  # just not too busy
     monkeypatch.setattr(latency, "measure", lambda *_: replace(measured, check=((1.0, 1.0 - 2 * latency.BUSY),)))
-    latency.cached("S", (8, 16, 32), 1, "cpu", "openvino")
+    latency.cached(SPACES["S"], (8, 16, 32), 1, "cpu", "openvino")
     assert len(list(tmp_path.rglob("*.json"))) == 1

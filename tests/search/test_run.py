@@ -38,23 +38,23 @@ def packed(patients: dict[str, int], scans: int = 2) -> Packed:
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """The folder, the metrics, the settings and the dataset of one search."""
-    patch, work = pytest.MonkeyPatch(), tmp_path_factory.mktemp("search")
-    patch.setitem(SPACES, "S", SPACE)
+    work = tmp_path_factory.mktemp("search")
     config = Config()
     search = config.search.model_copy(
         update={
-            "size": SIZE, "batch": 8, "warmup_steps": 12, "steps": 6, "random": 5, "candidates": 4,
+            "size": SIZE, "strides": None, "batch": 8, "warmup_steps": 12, "steps": 6, "random": 5, "candidates": 4,
             "budget": Budget(size_mib=BUDGET),
         }
     )  # fmt: skip
     config = config.model_copy(update={"search": search})
     data = packed({"train": 12, "validation": 6, "test": 3})
     logged = []
-    metrics = run.run(
-        config, data, "S", torch.device("cpu"), work, log=lambda step, figures: logged.append((step, figures))
-    )
-    yield SimpleNamespace(work=work, metrics=metrics, config=config, data=data, logged=logged)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPACES, "S", SPACE)
+        metrics = run.run(
+            config, data, "S", torch.device("cpu"), work, log=lambda step, figures: logged.append((step, figures))
+        )
+        yield SimpleNamespace(work=work, metrics=metrics, config=config, data=data, logged=logged)
 
 
 def test_its_folder_holds_the_network_its_reasons_and_nothing_of_the_way_there(searched):

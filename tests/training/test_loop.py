@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from covidnet.config import Augment, Training
+from covidnet.data.augment import Pasted
 from covidnet.errors import CovidnetError
 from covidnet.models.blocks import Classifier
 from covidnet.training import loop
@@ -48,6 +49,44 @@ def test_it_learns_and_keeps_the_weights_of_the_best_validation_pass(tmp_path):
     loss = float(nn.functional.cross_entropy(scores, volumes(seed=1).labels))
     assert loss == pytest.approx(fitted.best["loss"], abs=1e-6)
     assert fitted.best["accuracy"] > 0.9
+
+
+def test_without_boxes_the_loss_is_that_of_the_logits():
+    net, labels = model().eval(), torch.tensor([0, 1, 1, 0])
+    volume = torch.randn(4, 1, 4, 16, 16)
+    expected = nn.functional.cross_entropy(net(volume), labels, label_smoothing=0.1)
+    torch.testing.assert_close(loop.loss_of(net, net.features(volume), labels, 0.1), expected)
+
+
+def test_each_part_of_a_scan_with_a_box_answers_for_its_own_label():
+    net, labels, others = model().eval(), torch.tensor([0, 1]), torch.tensor([1, 1])
+    maps = torch.randn(2, 8, 2, 4, 4)
+    inside = torch.zeros(2, 4, 8, 8, dtype=torch.bool)
+    inside[0, :2, :4] = True  # a quarter: the upper half of the cells of the first slice; the second scan has no box
+    found = loop.loss_of(net, maps, labels, 0.0, Pasted(inside, others))
+
+    def loss(cells, label):
+        return nn.functional.cross_entropy(net.head(cells.mean(dim=1))[None], torch.tensor([label]))
+
+    box = torch.zeros(2, 4, 4, dtype=torch.bool)
+    box[0, :2] = True
+    first = 0.25 * loss(maps[0][:, box], 1) + 0.75 * loss(maps[0][:, ~box], 0)
+    torch.testing.assert_close(found, (first + loss(maps[1].flatten(1), 1)) / 2)
+
+
+def test_a_cell_that_a_box_covers_by_half_counts_half_for_each_label():
+    net = model().eval()
+    maps = torch.randn(1, 8, 1, 1, 2)
+    inside = torch.zeros(1, 2, 2, 4, dtype=torch.bool)
+    inside[..., 0] = True  # half of the first of two cells
+    found = loop.loss_of(net, maps, torch.tensor([0]), 0.0, Pasted(inside, torch.tensor([1])))
+    first, second = maps[0, :, 0, 0].T
+    parts = [(0.25, first, 1), (0.75, (0.5 * first + second) / 1.5, 0)]
+    expected = sum(
+        weight * nn.functional.cross_entropy(net.head(pooled)[None], torch.tensor([label]))
+        for weight, pooled, label in parts
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path, monkeypatch):
