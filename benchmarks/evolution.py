@@ -1,0 +1,251 @@
+"""Would an evolutionary search, as in EMARS, find a better network with the same supernet and the same compute?
+
+    make demo && python -m benchmarks.evolution [results]               # a quarter of an hour on two cores
+    python -m benchmarks.evolution results -S search.budget.size_mib=3  # settings as in the run that it is set beside
+
+EMARS (He et al., MICCAI 2022) evolves a population of paths by three objectives: accuracy with shared weights, size, and
+potential, here what a path's accuracy has gained since it was last judged, so that what learns slowly isn't lost at once.
+The supernet is warmed up like ours. Then generations take turns with weight updates of paths out of the population, as many
+as cost what our weight and architecture updates cost together. Parents are the better of pairs (NSGA-II: Deb et al., 2002),
+children take each block from either of them and change one in ten. The best of the final front within the budget, judged as
+our candidates are, is trained from scratch like ours, and both are read on the validation split.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from benchmarks.machine import facts
+from benchmarks.ranking import VARIANT, write_genotype
+from covidnet import folder, stages
+from covidnet.config import Config, load
+from covidnet.data import packed
+from covidnet.evaluation.bootstrap import paired_difference
+from covidnet.evaluation.metrics import Predictions
+from covidnet.models import cost
+from covidnet.models.covidnet3d import space_of
+from covidnet.models.supernet import Supernet
+from covidnet.progress import progress
+from covidnet.search import dnas, result
+from covidnet.search.budget import BlockChoice, Costing
+from covidnet.search.run import halves
+from covidnet.training.distributed import device
+from covidnet.training.loop import place
+from covidnet.training.volumes import Volumes, generator, select
+
+COLORS = {"DNAS": "#0072b2", "evolution": "#d55e00"}
+POPULATION, GENERATIONS, MUTATION, JUDGED_SCANS = 12, 8, 0.1, 256
+UPDATES_PER_ITERATION = 1.7  # training steps that an iteration of ours costs (benchmarks/results/search_step.json)
+
+
+@dataclass(slots=True)
+class Individual:
+    """A path and what is known of it; objectives are to be large."""
+
+    path: BlockChoice
+    size_mib: float
+    accuracy: float = 0.0
+    potential: float | None = None  # of newcomers unknown
+    generation: int = 0
+
+    def objectives(self, unknown: float) -> tuple[float, float, float]:
+        return self.accuracy, unknown if self.potential is None else self.potential, -self.size_mib
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("results"), help="of a finished run")
+    parser.add_argument("--work", type=Path, default=Path("results/evolution"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evolution.json"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/evolution.png"))
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    config = load(None, [f"results={options.results}", *options.overrides])
+    dataset, searched = stages.dataset_of(config), stages.search_of(config, VARIANT)
+    start = time.perf_counter()
+    evolved = search(config, packed.read(folder.require(dataset, "ingest")))
+    evolved["seconds"] = time.perf_counter() - start
+    write_genotype(config, evolved["path"], options.work / "search")
+    trained = {"DNAS": stages.retrain_of(config, VARIANT), "evolution": options.work / "retrain"}
+    stages.retrain(config, dataset, options.work / "search", trained["evolution"], VARIANT)
+    ours = json.loads((folder.require(searched, "search") / "search.json").read_text())
+    shared = {"evolution": evolved["accuracy"], "DNAS": ours["found"]["accuracy"]}
+    seconds = {"evolution": evolved["seconds"], "DNAS": folder.provenance(searched)["seconds"]}
+    rows = []
+    for name, path in trained.items():
+        metrics = json.loads((folder.require(path, "retrain") / "metrics.json").read_text())
+        figures = {key: metrics[key] for key in ("size_mib", "macs", "validation_accuracy")}
+        rows.append({"search": name, "seconds": seconds[name], "shared": shared[name], **figures})
+    candidates = [{**row, "size_mib": evolved["costing"].size_mib(row["path"])} for row in ours["candidates"]]
+    paired = paired_difference(*(Predictions.load(path / "validation.csv") for path in trained.values()))
+    found: dict[str, Any] = {
+        **facts(),
+        "settings": config.search.model_dump(mode="json"),
+        "rows": rows,
+        "judged": {"DNAS": candidates, "evolution": evolved["front"]},
+        "difference": {"accuracy": paired.difference, "interval": [paired.low, paired.high]},
+    }
+    print(f"{'':<10} {'MiB':>5} {'10^6 MAC':>9} {'shared':>7} {'retrained':>9} {'s':>5}")
+    for row in rows:
+        print(
+            f"{row['search']:<10} {row['size_mib']:5.2f} {row['macs'] / 1e6:9.1f} {row['shared']:7.3f} "
+            f"{row['validation_accuracy']:9.3f} {row['seconds']:5.0f}"
+        )
+    print(f"DNAS less evolution, retrained: {paired.difference:+.1%} [{paired.low:+.1%}, {paired.high:+.1%}]")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(folder.finite(found), indent=2) + "\n")
+    draw(found, options.picture)
+
+
+def search(config: Config, data: packed.Packed) -> dict[str, Any]:
+    """Warm up, evolve, judge the front; the chosen path, its accuracy on validation, and the front."""
+    settings, on = config.search, device()
+    space = space_of(VARIANT, settings.strides)
+    costing = Costing(
+        cost.table(space, settings.size, config.channels, len(config.classes)),
+        settings.budget,
+        reach=cost.receptive_field(space),
+    )
+    weight_half, judge_half = halves(config, data, on)
+    validation = select(data, data.split("validation"), config.classes, settings.size, on)
+    torch.manual_seed(config.seed)
+    supernet = place(Supernet(space, config.channels, len(config.classes), settings.share_weights), on)
+    each = round(settings.steps * UPDATES_PER_ITERATION / GENERATIONS)
+    total = settings.warmup_steps + GENERATIONS * each
+    still = settings.model_copy(update={"warmup_steps": total, "steps": 1})  # alpha never moves
+    run = dnas._Run(supernet, costing, weight_half, judge_half, still, config.augment, config.seed)
+    rng = np.random.default_rng(config.seed)
+    sample = judge_half.batch(0, JUDGED_SCANS, config.seed)
+
+    def judge(path: BlockChoice, held_out: Volumes, batches: int = 6) -> result.Judgement:
+        genotype = result.genotype_of(path, supernet, VARIANT, config.classes, settings.size)
+        return result.judge(supernet, genotype, weight_half, held_out, batches)
+
+    with progress("evolve", total, 0) as advance:
+        for _ in range(settings.warmup_steps):
+            run.iterate()
+            advance(note="warm-up")
+        paths = result.random_paths(costing, POPULATION, generator(config.seed, 20))
+        population = [Individual(path, costing.size_mib(path)) for path in paths]
+        for generation in range(GENERATIONS):
+            for _ in range(each):
+                train(run, population[int(rng.integers(len(population)))].path)
+                advance(note=f"generation {generation + 1}, best {max(i.accuracy for i in population):.3f}")
+            known = {individual.path for individual in population}
+            population += [
+                Individual(path, costing.size_mib(path), generation=generation + 1)
+                for path in children(population, costing, POPULATION, known, rng)
+            ]
+            for individual in population:
+                accuracy = judge(individual.path, Volumes(*sample), 3).accuracy
+                seen = individual.generation <= generation and generation > 0
+                individual.potential = accuracy - individual.accuracy if seen else None
+                individual.accuracy = accuracy
+            population = survivors(population, POPULATION)
+    judged = [(judge(individual.path, judge_half), individual) for individual in population]
+    _, best = min(judged, key=lambda pair: pair[0].loss)
+    return {
+        "path": best.path,
+        "accuracy": judge(best.path, validation).accuracy,
+        "costing": costing,
+        "front": [
+            {"path": individual.path, "size_mib": individual.size_mib, "loss": j.loss, "accuracy": j.accuracy}
+            for j, individual in judged
+        ],
+    }
+
+
+def train(run: dnas._Run, path: BlockChoice) -> None:
+    """One weight update of a path: the search's own, with the path given instead of drawn."""
+    certain = nn.functional.one_hot(torch.tensor(path), run.scores.shape[1]) * 1e4
+    run.scores = certain.to(run.scores)
+    run.iterate()
+
+
+def children(
+    population: Sequence[Individual], costing: Costing, count: int, known: set[BlockChoice], rng: np.random.Generator
+) -> list[BlockChoice]:
+    """New paths within the budget, each block of either parent, some of them changed."""
+    ranks = rank(population)
+    made: list[BlockChoice] = []
+    while len(made) < count:
+        pairs = rng.integers(len(population), size=(2, 2))
+        parents = [population[min(pair, key=lambda i: ranks[i])].path for pair in pairs]
+        pick, changed = rng.integers(2, size=costing.blocks), rng.random(costing.blocks) < MUTATION
+        drawn = rng.integers(costing.operations, size=costing.blocks)
+        path = tuple(
+            int(drawn[i]) if changed[i] else parents[pick[i]][i] for i in range(costing.blocks)
+        )  # fmt: skip
+        if path not in known and costing.fits(path):
+            known.add(path)
+            made.append(path)
+    return made
+
+
+def survivors(population: Sequence[Individual], count: int) -> list[Individual]:
+    """The first by rank."""
+    ranks = rank(population)
+    return [population[i] for i in sorted(range(len(population)), key=lambda i: ranks[i])[:count]]
+
+
+def rank(population: Sequence[Individual]) -> list[tuple[int, float]]:
+    """Number of the non-dominated front and, within it, how crowded it is there (NSGA-II); smaller is better."""
+    gains = [i.potential for i in population if i.potential is not None]
+    unknown = float(np.median(gains)) if gains else 0.0
+    points = np.array([individual.objectives(unknown) for individual in population])
+    ranks: list[tuple[int, float]] = [(0, 0.0)] * len(points)
+    left, front = set(range(len(points))), 0
+    while left:
+        first = [i for i in left if not any(dominates(points[j], points[i]) for j in left)]
+        for i, distance in zip(first, crowding(points[first]), strict=True):
+            ranks[i] = (front, -distance)
+        left -= set(first)
+        front += 1
+    return ranks
+
+
+def dominates(a: np.ndarray, b: np.ndarray) -> bool:
+    """No worse in anything and better in something."""
+    return bool((a >= b).all() and (a > b).any())
+
+
+def crowding(points: np.ndarray) -> list[float]:
+    """Sum over the objectives of the distance between a point's two neighbours, as a share of the range; ends: infinite."""
+    distance = np.zeros(len(points))
+    for values in points.T:
+        order = np.argsort(values)
+        width = float(np.ptp(values)) or 1.0
+        distance[order[[0, -1]]] = np.inf
+        distance[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / width
+    return [float(value) for value in distance]
+
+
+def draw(found: dict[str, Any], out: Path) -> None:
+    """Where both ended: accuracy with shared weights, on the patients that judge, over size; the chosen ones ringed."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for name, color in COLORS.items():
+        judged = found["judged"][name]
+        size, accuracy = ([row[key] for row in judged] for key in ("size_mib", "accuracy"))
+        axes.scatter(size, [100 * value for value in accuracy], color=color, s=30, alpha=0.8, label=name)
+        best = min(judged, key=lambda row: row["loss"])
+        axes.scatter(best["size_mib"], 100 * best["accuracy"], s=130, facecolor="none", edgecolor=color, linewidth=1.5)
+    axes.set_xlabel("MiB")
+    axes.set_ylabel("accuracy with shared weights, %")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    main()
