@@ -117,7 +117,7 @@ class Training(Section):
         "compute", description="epochs: the same passes for every model; compute: the same multiply-accumulates"
     )
     tmacs: float = Field(
-        1.6, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training"
+        1.2, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training"
     )
     batch: int = Field(16, ge=2, description="scans per weight update")
     lr: float = Field(6e-3, gt=0, description="highest learning rate (AdamW)")

@@ -103,7 +103,7 @@ def fit(train: np.ndarray, validation: np.ndarray, false_alarm_rate: float) -> D
         false_alarm_rate: share of such scans that may be flagged, 0..1.
 
     Raises:
-        CovidnetError: fewer than ten training scans, or no validation scan.
+        CovidnetError: fewer than ten training scans, training scans that are all alike, or no validation scan.
     """
     if len(train) < 2 * FOLDS or not len(validation):
         raise CovidnetError(
@@ -112,6 +112,8 @@ def fit(train: np.ndarray, validation: np.ndarray, false_alarm_rate: float) -> D
         )
     known = features(train)
     folds = np.arange(len(known)) % FOLDS
+    if any(not known[folds != k].std(axis=0).any() for k in range(FOLDS)):
+        raise CovidnetError("novelty: the training scans are all alike, so nothing can be told apart from them")
     held_out = [_distances(known[folds == k], *_normal(known[folds != k])) for k in range(FOLDS)]
     mean, whitening = (np.array([float(f"{value:.{DIGITS}g}") for value in part.ravel()]).reshape(part.shape)
                        for part in _normal(known))  # fmt: skip

@@ -243,7 +243,7 @@ def _p_value(value: float) -> str:
 
 
 def _count(value: float) -> str:
-    """Large numbers with a unit: 2.9 M, 0.12 G."""
+    """Large numbers with a unit: 2.9 M, 1.2 G."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:.3g}{unit}"

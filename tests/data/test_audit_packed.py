@@ -9,15 +9,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
+from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter, zoom
+from scipy.stats import rankdata
 
 from covidnet import stages
 from covidnet.config import parse
 from covidnet.data import packed
 from covidnet.data.audit import audit_packed, require_clean, write
+from covidnet.data.audit.confirm import likeness
 from covidnet.data.audit.near import near_duplicates, propose
-from covidnet.data.audit.signatures import crop_matrices, signatures, signs
+from covidnet.data.audit.signatures import FLIPS, UNCUT, crop_matrices, every, signatures, signs, weights
 from covidnet.data.preprocess import Spec, prepare
 from covidnet.data.sources import read_scan
 from covidnet.errors import CovidnetError, UsageError
@@ -253,3 +257,84 @@ def test_kinds_to_allow_may_be_written_with_underscores_and_an_unknown_one_is_re
     assert parse({"data": {"allow": ["patient_overlap"]}}).data.allow == ("patient-overlap",)
     with pytest.raises(UsageError, match="allow"):
         parse({"data": {"allow": ["everything"]}})
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 16), (11, 20, 25)])
+def test_a_signature_is_the_low_frequencies_of_the_voxels_ranks(shape):
+    volume = np.random.default_rng(0).integers(0, 40, shape, dtype=np.uint8)  # with ties
+    ranks = (rankdata(volume).reshape(shape) - 0.5) / volume.size - 0.5
+    expected = dctn(ranks, norm="ortho")[:8, :16, :16] / np.sqrt(volume.size)
+    np.testing.assert_allclose(signatures(volume[None])[0], expected, atol=3e-5)
+    np.testing.assert_array_equal(signatures(volume[None] * 3 + 7), signatures(volume[None]))  # any brightness
+
+
+def test_every_mirroring_is_a_change_of_signs_and_weights_are_squared_frequencies():
+    volume = np.random.default_rng(0).integers(0, 256, (8, 16, 16), dtype=np.uint8)
+    plain = signatures(volume[None])[0]
+    for flip, change in zip(FLIPS, signs(FLIPS, plain.shape), strict=True):
+        mirrored = signatures(np.flip(volume, np.flatnonzero(flip))[None])[0]
+        np.testing.assert_allclose(plain * change, mirrored, atol=1e-4)
+    assert len({tuple(flip) for flip in FLIPS}) == 8
+    assert weights((2, 3, 4)).tolist() == [
+        [[z * z + y * y + x * x for x in range(4)] for y in range(3)] for z in range(2)
+    ]
+
+
+@pytest.mark.parametrize(("start", "end"), [(-8, 8), (8, -8), (3, 5), (-2, -7), (0, 0)])
+def test_a_crop_matrix_takes_cosines_to_cut_ones_whose_edge_is_repeated(start, end):
+    x = (np.arange(4000) + 0.5) / 4000
+    matrix = crop_matrices(6)[17 * (start + 8) + end + 8]
+    for k in range(6):
+        cut = np.cos(np.pi * k * np.clip(start / 100 + x * (1 - (start + end) / 100), 0, 1)) * (np.sqrt(2) if k else 1)
+        expected = [np.mean(cut * (np.sqrt(2) if j else 1) * np.cos(np.pi * j * x)) for j in range(6)]
+        np.testing.assert_allclose(matrix[:, k], expected, atol=3e-3)
+
+
+def test_coarser_steps_are_every_few_crops_of_either_end_and_all_hold_the_uncut():
+    assert every(1).tolist() == list(range(17 * 17))
+    assert every(8).tolist() == [0, 8, 16, 136, 144, 152, 272, 280, 288]
+    assert UNCUT == 144
+
+
+def noise_in_parts(seed):
+    """Two volumes that share half of their noise, each almost flat somewhere else."""
+    rng = np.random.default_rng(seed)
+    shared, *own = rng.normal(0, 20, (3, 6, 18, 20))
+    first, second = (128 + shared + part for part in own)
+    first[:, :, :8], second[:, 12:] = rng.normal(100, 3, (6, 18, 8)), rng.normal(100, 3, (6, 6, 20))
+    return first.clip(0, 255).astype(np.uint8), second.clip(0, 255).astype(np.uint8)
+
+
+def test_likeness_is_the_mean_correlation_of_the_windows_that_show_something_in_both():
+    pair = noise_in_parts(0)
+    padded = [np.pad(volume.astype(float), ((1, 1), (4, 4), (4, 4)), mode="symmetric") for volume in pair]
+    first, second = (sliding_window_view(volume, (3, 9, 9)).reshape(-1, 243) for volume in padded)
+    shown = (first.var(axis=1) > 25) & (second.var(axis=1) > 25)
+    correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(first[shown], second[shown], strict=True)]
+    assert 0.2 < shown.mean() < 0.8
+    assert likeness(*pair, np.full(3, UNCUT)) == pytest.approx(np.mean(correlations), abs=1e-3)
+
+
+def test_likeness_knows_no_brightness_and_air_is_like_nothing():
+    volume = np.random.default_rng(0).integers(0, 100, (6, 18, 20), dtype=np.uint8)
+    assert likeness(volume, volume * 2 + 30, np.full(3, UNCUT)) == pytest.approx(1, abs=1e-4)
+    assert likeness(volume, 255 - volume, np.full(3, UNCUT)) == pytest.approx(-1, abs=1e-4)
+    air = np.random.default_rng(1).integers(0, 9, volume.shape, dtype=np.uint8)  # of variance 7
+    assert likeness(air, air, np.full(3, UNCUT)) == 0
+    assert likeness(air, volume, np.full(3, UNCUT)) == 0
+
+
+def waves(starts, ends):
+    """A known function of place on ``(12, 24, 30)`` voxels, after the given shares are cut off each axis."""
+    sides = zip(starts, ends, (12, 24, 30), strict=True)
+    z, y, x = (start + (np.arange(n) + 0.5) / n * (1 - start - end) for start, end, n in sides)
+    z, y, x = np.meshgrid(z, y, x, indexing="ij")
+    return (128 + 60 * np.sin(13 * z + 17 * y) + 60 * np.cos(19 * x - 11 * y + 7 * z)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("hundredths", [(3, 4, 8, 0, 1, 7), (0, 8, 6, 6, 8, 1), (8, 1, 0, 5, 4, 4)])
+def test_a_scan_is_like_its_crop_once_it_is_cropped_likewise(hundredths):
+    shares = np.reshape(hundredths, (3, 2))  # cut off either end of each axis
+    second = waves(*shares.T / 100)
+    assert likeness(waves([0] * 3, [0] * 3), second, 17 * (shares[:, 0] + 8) + shares[:, 1] + 8) > 0.99
+    assert likeness(waves([0] * 3, [0] * 3), second, 17 * (shares[:, 1] + 8) + shares[:, 0] + 8) < 0.95

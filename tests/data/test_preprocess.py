@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covidnet.data import preprocess
+from covidnet.data.lungs import find
 from covidnet.data.preprocess import NO_LUNGS, Spec, box_to_scan, crop_and_resize, prepare
 from covidnet.data.scan import Scan
 from covidnet.errors import CovidnetError
@@ -249,3 +250,77 @@ def test_a_wrong_spec_is_told(change: dict[str, object], message: str) -> None:
 def test_serving_needs_no_torch() -> None:
     code = "import sys, covidnet.data.preprocess, covidnet.data.sources; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("change", [{"size": [1, 1, 1]}, {"window_hu": [0, 0.5]}, {"crop": "none"}, {"crop": "body"}])
+def test_the_smallest_size_and_window_and_every_crop_are_read(change: dict[str, object]) -> None:
+    tree = {**Spec((8, 16, 16)).to_dict(), **change}
+    assert Spec.from_dict(tree).to_dict() == tree
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": [8, 0, 8]}, {"size": [8, 8, 0]}, {"window_hu": [50, 50]}, {"window_hu": [1]}]
+)
+def test_a_side_of_nothing_and_a_window_of_no_width_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(CovidnetError, match=r"preprocess\.json"):
+        Spec.from_dict({**Spec((8, 16, 16)).to_dict(), **change})
+
+
+def test_lung_volume_is_voxels_times_spacing_in_millilitres() -> None:
+    voxels = torso()
+    count = find(scan_of(voxels)).lung_voxels
+    features = [
+        prepare(Scan(voxels, spacing, "hu", "nifti"), Spec((4, 8, 8))).features for spacing in ((5, 2, 1), (2.5, 4, 3))
+    ]
+    assert [one["lung_volume_ml"] for one in features] == pytest.approx(
+        [count * 10 / 1000, count * 30 / 1000], rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("spacing", [(0.0, 0.0, 0.0), (0.0, 1.0, 1.0), (5.0, 0.0, 1.0)])
+def test_without_a_spacing_there_is_no_volume_and_with_one_there_is(spacing: tuple[float, float, float]) -> None:
+    known, unknown = (
+        prepare(Scan(torso(), mm, "hu", "nifti"), Spec((4, 8, 8))).features for mm in (SPACING_MM, spacing)
+    )
+    assert set(known) - set(unknown) == {"spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "lung_volume_ml"}
+    assert 0 < known["lung_share"] == unknown["lung_share"] < 1
+
+
+@pytest.mark.parametrize(("intensity", "kind"), [("hu", "hu"), ("display", "grey")])
+def test_the_distribution_of_a_small_scan_is_that_of_all_its_voxels(intensity: str, kind: str) -> None:
+    voxels = np.random.default_rng(0).integers(-2000, 2000, (10, 30, 63)).astype(np.int16)
+    features = prepare(scan_of(voxels, intensity), Spec((4, 8, 8), crop="none")).features
+    inside = np.maximum(voxels, -1024).astype(float)
+    assert features[f"{kind}_mean"] == pytest.approx(inside.mean(), abs=0.01)
+    expected = np.percentile(inside, (5, 50, 95))
+    assert [features[f"{kind}_p{percent}"] for percent in ("05", "50", "95")] == pytest.approx(expected.tolist())
+
+
+def test_the_distribution_of_a_large_scan_is_sampled_from_all_of_it() -> None:
+    voxels = np.broadcast_to(np.arange(200, dtype=np.int16), (2, 70, 200))
+    features = prepare(scan_of(np.ascontiguousarray(voxels)), Spec((2, 8, 8), crop="none")).features
+    assert features["hu_mean"] == pytest.approx(99.5, abs=2)
+    assert (features["hu_p05"], features["hu_p95"]) == pytest.approx((10, 190), abs=4)
+
+
+def test_a_mask_beyond_its_range_is_cut_to_it() -> None:
+    box = ((0, 4), (0, 4), (0, 4))
+    mask = np.zeros((4, 4, 4), np.float32)
+    mask[:2], mask[2:] = 3, -3
+    shares = crop_and_resize(mask, box, (2, 1, 1))
+    assert shares.ravel().tolist() == [1, 0]
+    assert crop_and_resize(np.full((4, 4, 4), 0.25, np.float32), box, (2, 2, 2)) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_a_grey_level_is_the_nearest_one() -> None:
+    hu = np.arange(-1000, 401, dtype=np.int16).reshape(1, 3, 467)
+    found = prepare(scan_of(hu), Spec((1, 3, 467), crop="none")).volume.astype(float)
+    assert np.abs(found - (hu + 1000) / 1400 * 255).max() < 0.5 + 255 / 4095  # half a level, and what twelve bits round
+    assert found.ravel()[[0, -1]].tolist() == [0, 255]
+
+
+def test_only_a_crop_to_the_lungs_misses_them() -> None:
+    scan = scan_of(torso(0))
+    assert [prepare(scan, Spec((4, 8, 8), crop=crop)).warnings for crop in ("lungs", "body", "none")] == [
+        (NO_LUNGS,), (), (),
+    ]  # fmt: skip

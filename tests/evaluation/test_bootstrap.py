@@ -1,6 +1,7 @@
 """Intervals and tests against scipy and hand formulas, and coverage by simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,3 +187,73 @@ def test_coverage_in_a_small_simulation() -> None:
 @pytest.mark.slow
 def test_coverage_of_the_clustered_interval() -> None:
     assert 0.93 <= coverage(1000, patients=150, resamples=1000) <= 0.97
+
+
+def test_resamples_draw_every_patient_alike_and_the_same_ones_by_seed() -> None:
+    patients = [f"p{i % 20}" for i in range(40)]
+    weights = resample_weights(patients, resamples=2000, seed=5)
+    assert weights.shape == (2000, 40)
+    assert set(weights.sum(axis=1)) == {40.0}  # two scans each
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.1)
+    np.testing.assert_allclose(weights.var(axis=0), 19 / 20, atol=0.12)  # of drawing twenty times one in twenty
+    np.testing.assert_array_equal(weights, resample_weights(patients, resamples=2000, seed=5))
+    assert (weights != resample_weights(patients, resamples=2000, seed=6)).any()
+
+
+def test_an_interval_holds_the_middle_share_of_the_resamples() -> None:
+    hits = np.random.default_rng(0).random(30) < 0.6
+    patients = [str(i) for i in range(30)]
+    shares = resample_weights(patients, 400, 1) @ hits / 30
+    _, interval = share_interval(hits, patients, 400, 0.9, 1)
+    assert interval == pytest.approx(np.quantile(shares, [0.05, 0.95]))
+
+
+def test_ten_patients_of_every_class_carry_an_interval() -> None:
+    right = np.arange(20) % 7 > 0
+    assert intervals(one_scan_each(right), "NCP", resamples=200).values["accuracy"] is not None
+    assert share_interval(right[:10], [str(i) for i in range(10)], 100, 0.95, 0)[1] is not None
+    assert not math.isnan(paired_difference(one_scan_each(right), one_scan_each(~right), resamples=200).low)
+    found = intervals(answers(right[:19], np.arange(19) % 2, np.arange(19)), "NCP", resamples=200)
+    assert found.warnings == ("no intervals: they need at least 10 patients of every class; found 9 of Normal",)
+
+
+def test_what_is_defined_in_all_resamples_gives_no_warning() -> None:
+    found = intervals(one_scan_each(np.random.default_rng(0).random(80) < 0.7), "NCP", resamples=100)
+    assert found.warnings == ()
+    assert None not in found.values.values()
+
+
+def test_a_p_value_is_at_least_what_its_number_of_resamples_can_tell() -> None:
+    best, worst = one_scan_each(np.ones(40, bool)), one_scan_each(np.zeros(40, bool))
+    for a, b in ((best, worst), (worst, best)):
+        assert paired_difference(a, b, resamples=199).p_value == pytest.approx(2 / 200)  # the data count as a draw
+
+
+def test_paired_difference_of_a_binary_figure_is_that_of_the_first_class_unless_told() -> None:
+    labels = np.arange(60) % 2
+    of_first, none = np.where(labels == 0, np.arange(60) < 30, True), np.ones(60, bool)
+    a, b = one_scan_each(none), one_scan_each(of_first)
+    assert paired_difference(a, b, "sensitivity", resamples=100).difference == pytest.approx(0.5)
+    assert paired_difference(a, b, "sensitivity", positive="Normal", resamples=100).difference == 0
+    assert paired_difference(a, b, "specificity", positive="Normal", resamples=100).difference == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("other", ["scan_ids", "patients", "labels", "classes"])
+def test_a_comparison_needs_the_same_of_everything_but_the_answers(other: str) -> None:
+    a = one_scan_each(np.ones(40, bool))
+    changed = {
+        "scan_ids": a.scan_ids[::-1],
+        "patients": a.patients[::-1],
+        "labels": 1 - a.labels,
+        "classes": a.classes[::-1],
+    }[other]
+    with pytest.raises(CovidnetError, match="found 40 and 40 scans that differ"):
+        mcnemar(a, replace(a, **{other: changed}))
+
+
+def test_at_least_one_more_patient_is_needed_where_these_do_not_tell() -> None:
+    # half width 0.05 is less than the difference, and still the interval holds 0
+    assert patients_needed(PairedResult(0.06, -0.01, 0.09, 0.06), 100) == 101
+    assert patients_needed(PairedResult(-0.25, -0.75, 0.0, 0.05), 100) == 225  # half width 3/8: 1.5^2 times as many
+    assert patients_needed(PairedResult(0.25, 0.0, 0.75, 0.05), 100) == 225
+    assert patients_needed(PairedResult(-0.02, -0.03, -0.01, 0.01), 90) is None

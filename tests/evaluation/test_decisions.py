@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from covidnet.evaluation.decisions import net_benefit, risk_coverage
+from covidnet.evaluation.decisions import THRESHOLDS, net_benefit, risk_coverage
 
 
 def test_net_benefit_by_hand() -> None:
@@ -37,3 +37,18 @@ def test_risk_is_the_error_of_the_surest() -> None:
     assert curve.area == pytest.approx(curve.risk.mean())
     assert curve.risk_at(0.5) == curve.risk[24]
     assert curve.risk_at(1.0) == pytest.approx((p.argmax(1) != y).mean())
+
+
+def test_the_decision_curve_runs_over_every_percent() -> None:
+    assert pytest.approx([k / 100 for k in range(1, 100)]) == THRESHOLDS.tolist()
+    assert net_benefit([True, False], [0.5, 0.5]).shape == (99,)
+
+
+def test_risk_at_a_coverage_answers_at_least_that_share() -> None:
+    # of four scans the surest two are right, then one is wrong, then one right
+    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]])
+    curve = risk_coverage([0, 1, 1, 1], p)
+    np.testing.assert_allclose(curve.risk, [0, 0, 1 / 3, 1 / 4])
+    assert [curve.risk_at(share) for share in (0.1, 0.5, 0.51, 0.75, 0.76, 1.0, 1.5)] == [
+        0, 0, 1 / 3, 1 / 3, 1 / 4, 1 / 4, 1 / 4,
+    ]  # fmt: skip

@@ -174,3 +174,63 @@ def test_patients_of_two_labels_are_left_out() -> None:
     assert p.by_patient().patients == ("y",)
     with pytest.raises(CovidnetError, match="no patient's scans agree"):
         Predictions(("a", "b"), ("x", "x"), np.array([0, 1]), np.zeros((2, 2)), ("NCP", "Normal")).by_patient()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scan_ids": (), "patients": (), "labels": np.zeros(0, int), "logits": np.zeros((0, 2))}, "at least one scan"),
+        ({"patients": ("x",)}, "found 2 scans, 1 patients"),
+        ({"labels": np.array([0])}, r"labels \(1,\)"),
+        ({"logits": np.zeros((2, 3))}, r"logits \(2, 3\)"),
+        ({"patients": ("x", "")}, "1 of 2 scans have no patient"),
+        ({"labels": np.array([0, 2])}, "expected labels 0 to 1.*found 0 to 2"),
+        ({"labels": np.array([-1, 1])}, "expected labels 0 to 1.*found -1 to 1"),
+        ({"scan_ids": ("a", "a")}, "1 scans occur more than once"),
+    ],
+)
+def test_predictions_that_do_not_fit_together_are_refused(change: dict[str, object], message: str) -> None:
+    parts = {"scan_ids": ("a", "b"), "patients": ("x", "y"), "labels": np.array([0, 1]), "logits": np.eye(2)}
+    assert len(Predictions(**parts, classes=("NCP", "Normal"))) == 2
+    with pytest.raises(CovidnetError, match=message):
+        Predictions(**{**parts, **change}, classes=("NCP", "Normal"))
+
+
+def test_figures_of_the_whole_by_hand() -> None:
+    # truth in rows: 4 and 1, 2 and 3
+    labels, called = np.repeat([0, 1], 5), np.array([0, 0, 0, 0, 1, 0, 0, 1, 1, 1])
+    got = classification(labels, np.eye(2)[called], ("NCP", "Normal"), "Normal")
+    assert got["accuracy"] == pytest.approx(0.7)
+    assert got["kappa"] == pytest.approx((0.7 - 0.5) / (1 - 0.5))  # by chance (6 * 5 + 4 * 5) / 100
+    assert got["balanced_accuracy"] == pytest.approx((0.8 + 0.6) / 2)
+    assert (got["sensitivity"], got["precision"], got["specificity"]) == pytest.approx((0.6, 0.75, 0.8))
+    assert got["sensitivity_macro"] == pytest.approx(0.7)
+    assert got["f1_NCP"] == pytest.approx(8 / 11)
+
+
+def test_no_threshold_that_keeps_to_the_specificity_finds_none() -> None:
+    probabilities = np.array([[0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.9, 0.1]])  # the negatives score highest
+    got = classification([0, 0, 1, 1], probabilities, ("NCP", "Normal"), "NCP")
+    assert got["sensitivity_at_90_specificity"] == got["sensitivity_at_95_specificity"] == 0
+    alone = classification([0, 0], probabilities[:2], ("NCP", "Normal"), "NCP")
+    assert math.isnan(alone["sensitivity_at_90_specificity"])
+
+
+def test_a_class_that_no_scan_has_or_is_taken_for_keeps_its_place_in_the_confusion() -> None:
+    assert confusion([0, 0], [0, 1], 3).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_the_probability_of_a_patient_is_scaled_before_it_is_averaged() -> None:
+    p = Predictions(("a", "b"), ("x", "x"), np.array([0, 0]), np.array([[4.0, 0], [0, 1.0]]), ("NCP", "Normal"))
+    expected = softmax(p.logits / 2, axis=1).mean(axis=0)
+    np.testing.assert_allclose(p.by_patient(2.0).probabilities()[0], expected, atol=1e-12)
+    sure = Predictions(("a",), ("x",), np.array([0]), np.array([[9000.0, 0]]), ("NCP", "Normal"))
+    np.testing.assert_allclose(sure.by_patient().probabilities(), [[1, 0]], atol=1e-300)
+
+
+def test_labels_alone_without_a_logit_per_class_are_no_predictions(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("scan_id,patient_id,label,probability_NCP\ns,p,NCP,1\n")
+    with pytest.raises(CovidnetError, match="found columns"):
+        Predictions.load(tmp_path / "p.csv")
+    with pytest.raises(CovidnetError, match=r"missing\.csv: .*No such file"):
+        Predictions.load(tmp_path / "missing.csv")

@@ -134,3 +134,100 @@ def test_too_few_scans_are_refused() -> None:
     few = np.zeros((4, 8, 16, 16), np.uint8)
     with pytest.raises(CovidnetError, match="found 4 and 4"):
         novelty.fit(few, few, 0.05)
+
+
+def test_features_are_means_and_deviations_of_cells_and_mean_steps() -> None:
+    volume = np.random.default_rng(0).integers(0, 256, (8, 6, 12), dtype=np.uint8)
+    cells = volume.astype(float).reshape(4, 2, 2, 3, 4, 3).transpose(0, 2, 4, 1, 3, 5).reshape(32, 18)
+    steps = [np.abs(np.diff(volume.astype(int), axis=axis)).mean() for axis in range(3)]
+    expected = [*cells.mean(axis=1), *cells.std(axis=1), *steps]
+    found = novelty.features(np.stack([volume, volume // 2]))
+    assert found.shape == (2, 67)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+
+
+def test_a_volume_that_does_not_divide_into_cells_has_none_empty() -> None:
+    means = novelty.features(np.full((1, 7, 5, 9), 9, np.uint8))[0, :32]
+    np.testing.assert_allclose(means, 9)
+
+
+@pytest.mark.parametrize("depth", [4, 256, 258, 259, 600])
+def test_the_largest_steps_add_up_however_many_there_are(depth: int) -> None:
+    volume = np.zeros((depth, 4, 8), np.uint8)
+    volume[::2] = 255
+    assert novelty.features(volume[None])[0, 64:].tolist() == [255, 0, 0]
+    assert novelty.features(np.moveaxis(volume, 0, 2)[None])[0, 64:].tolist() == [0, 0, 255]
+
+
+def small_detector(rate: float = 0.2) -> novelty.Detector:
+    grey = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 8), dtype=np.uint8)
+    return novelty.fit(grey[:40], grey[40:], rate)
+
+
+def test_ten_training_scans_and_one_to_validate_are_enough_and_fewer_are_not() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 8), dtype=np.uint8)
+    assert novelty.fit(grey[:10], grey[10:], 0.1).threshold > 0
+    for train, validation in ((9, 1), (10, 0)):
+        with pytest.raises(CovidnetError, match=f"at least 10 training scans.* found {train} and {validation}"):
+            novelty.fit(grey[:train], grey[:validation], 0.1)
+
+
+def test_the_threshold_is_exceeded_by_the_stated_share_of_scans_that_no_detector_was_fitted_with() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 8), dtype=np.uint8)
+    detector = novelty.fit(grey[:40], grey[40:], 0.25)
+    known = novelty.features(grey)
+    seen = known[:40]
+
+    def distance(train: np.ndarray, features: np.ndarray) -> float:
+        scale = train.std(axis=0) + 1e-3
+        inverse = LedoitWolf().fit((train - train.mean(axis=0)) / scale).precision_
+        return mahalanobis(features / scale, train.mean(axis=0) / scale, inverse)
+
+    others = [[j for j in range(40) if j % 5 != i % 5] for i in range(40)]
+    distances = [distance(seen[rest], seen[i]) for i, rest in enumerate(others)]
+    distances += [distance(seen, features) for features in known[40:]]
+    assert sum(d > detector.threshold * 1.0001 for d in distances) == 15  # a quarter of sixty
+    assert detector.false_alarm_rate == 0.25
+    assert novelty.fit(grey[:40], grey[40:], 0.05).threshold > detector.threshold
+
+
+def test_the_numbers_of_a_detector_have_six_digits_and_a_cell_that_never_varies_a_finite_weight() -> None:
+    detector = small_detector()
+    for value in (*detector.mean, *detector.whitening.ravel()):
+        assert value == float(f"{value:.6g}")
+    assert any(value != float(f"{value:.5g}") for value in detector.mean)
+    grey = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 8), dtype=np.uint8)
+    grey[:, :4, :4, :4] = 7
+    assert np.isfinite(novelty.fit(grey[:40], grey[40:], 0.2).whitening).all()
+
+
+def test_a_score_is_the_logarithm_of_the_distance_in_thresholds() -> None:
+    volume = np.random.default_rng(3).integers(0, 256, (8, 8, 8), dtype=np.uint8)
+    detector = small_detector()
+    twice = replace(detector, threshold=2 * detector.threshold)
+    assert detector.score(volume) - twice.score(volume) == pytest.approx(np.log(2))
+    at = replace(detector, threshold=detector.threshold * np.exp(detector.score(volume)))
+    assert at.score(volume) == pytest.approx(0, abs=1e-12)
+    same = replace(detector, mean=novelty.features(volume[None])[0])
+    assert np.isfinite(same.score(volume))
+    assert same.score(volume) < -20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 0.0}, {"false_alarm_rate": 0.0}, {"false_alarm_rate": 1.0}, {"mean": [float("inf")] * 67},
+        {"whitening": [[float("nan")] * 67] * 67}, {"whitening": [[1.0] * 67] * 66}, {"mean": [0.0] * 66},
+    ],
+)  # fmt: skip
+def test_a_detector_with_one_part_out_of_range_is_refused(change: dict[str, object]) -> None:
+    tree = small_detector().to_dict()
+    assert novelty.Detector.from_dict(tree).false_alarm_rate == 0.2
+    with pytest.raises(CovidnetError, match="expected 67 finite means"):
+        novelty.Detector.from_dict({**tree, **change})
+
+
+def test_training_scans_that_are_all_alike_are_refused():
+    alike = np.full((12, 8, 16, 16), 90, np.uint8)
+    with pytest.raises(CovidnetError, match="training scans are all alike"):
+        novelty.fit(alike, alike[:2], 0.05)

@@ -1,5 +1,6 @@
 """The log of the test split's uses."""
 
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,15 @@ def test_a_damaged_log_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CovidnetError, match="restore it from a copy"):
         open_seal(log, "data", {})
     assert log.read_text() == "{broken\n"
+
+
+def test_a_use_tells_when_what_and_by_which_code_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "test-uses.jsonl"
+    assert read(log) == []
+    (use,), _ = open_seal(log, "data", {"retrain/S": "aa"})
+    assert read(log) == [use]
+    assert datetime.fromisoformat(use.time).utcoffset() == timedelta(0)
+    assert use.git_revision
+    assert use.same("data", {"retrain/S": "aa"})
+    assert not use.same("other", {"retrain/S": "aa"})
+    assert not use.same("data", {"retrain/S": "bb"})

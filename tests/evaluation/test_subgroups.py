@@ -62,3 +62,46 @@ def test_any_column_is_read_but_those_that_identify(tmp_path: Path) -> None:
     }
     with pytest.raises(CovidnetError, match="1 scans that were predicted are missing"):
         read_columns(tmp_path / "manifest.csv", ["s0", "s2"])
+
+
+def found(columns: dict[str, list[str]]) -> list[tuple[str, int]]:
+    scans = len(next(iter(columns.values())))
+    one = predictions(np.ones(scans, bool), np.zeros(scans, int))
+    return [(g.value, g.scans) for g in subgroups(one, columns, "NCP", resamples=50, confidence=0.9, seed=0)]
+
+
+def test_up_to_eight_values_are_groups_of_their_own_and_nine_numbers_are_thirds() -> None:
+    assert found({"n": [str(k % 8) for k in range(24)]}) == [(str(k), 3) for k in range(8)]
+    assert found({"n": [str(k % 9) for k in range(18)]}) == [("0 to 2", 6), ("3 to 5", 6), ("6 to 8", 6)]
+    assert found({"site": [f"site {k}" for k in range(9)]}) == []
+    assert found({"site": ["a"] * 9}) == []
+
+
+def test_one_word_among_numbers_stands_for_the_unknown_and_two_make_it_a_text() -> None:
+    numbers = [str(k) for k in range(12)]
+    assert found({"age": [*numbers, "?", "?"]}) == [("0 to 3", 4), ("4 to 7", 4), ("8 to 11", 4), ("unknown", 2)]
+    assert found({"age": [*numbers, "?", "old"]}) == []
+
+
+def test_numbers_of_which_most_are_the_same_leave_no_third_empty() -> None:
+    values = ["5"] * 20 + [str(k) for k in range(10, 19)]
+    groups = found({"mm": values})
+    assert sum(scans for _, scans in groups) == 29
+    assert all(scans > 0 for _, scans in groups)
+    assert groups[0][0].startswith("5 to 5") or groups[0][0].startswith("5 to 1")
+    assert groups[-1][0].endswith("to 18")
+
+
+def test_a_patient_of_several_scans_is_counted_once(tmp_path: Path) -> None:
+    p = predictions(np.ones(6, bool), np.arange(6) % 2)
+    p = Predictions(p.scan_ids, ("a", "a", "b", "c", "c", "c"), p.labels, p.logits, p.classes)
+    groups = subgroups(p, {"site": list("xxxyyy")}, "NCP", resamples=50, confidence=0.9, seed=0)
+    assert [(g.value, g.scans, g.patients) for g in groups] == [("x", 3, 2), ("y", 3, 1)]
+
+
+def test_an_empty_cell_is_unknown_and_a_spacing_may_be_short(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("scan_id,site,spacing\ns0,,5;0.6;0.7\ns1,a,2\ns2,b,\n")
+    columns = read_columns(tmp_path / "manifest.csv", ["s0", "s1", "s2"])
+    assert columns["site"] == ["unknown", "a", "b"]
+    assert columns["slice distance, mm"] == ["5", "2", "unknown"]
+    assert columns["pixel size, mm"] == ["0.7", "", ""]

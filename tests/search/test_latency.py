@@ -85,8 +85,9 @@ def test_a_search_takes_a_table_of_the_size_that_is_served_and_no_other(tmp_path
     path = tmp_path / "latency.json"
     replace(TABLE, space="covidnet3d-s", strides=SPACES["S"].strides, blocks_ms=(ROW,) * 21).save(path)
     config = parse({"search": {"budget": {"latency_ms": 3}, "latency_table": str(path)}})
-    assert run._latencies(config, SimpleNamespace(scans=np.zeros((1, *SIZE))), SPACES["S"]).of((0,) * 21) == pytest.approx(4.7)
-    assert run._latencies(Config(), SimpleNamespace(scans=np.zeros((1, *SIZE))), SPACES["S"]) is None
+    packed = SimpleNamespace(scans=np.zeros((1, *SIZE)))
+    assert run._latencies(config, packed, SPACES["S"]).of((0,) * 21) == pytest.approx(4.7)
+    assert run._latencies(Config(), packed, SPACES["S"]) is None
     with pytest.raises(UsageError, match=r"measured at \(8, 16, 16\), .* run `covidnet latency --input 16,64,64`"):
         run._latencies(config, SimpleNamespace(scans=np.zeros((1, 16, 64, 64))), SPACES["S"])
 
