@@ -325,8 +325,8 @@ def _cutmix_note(config: Config) -> list[str]:
     if not config.training.cutmix:
         return []
     return [
-        "The found networks were trained with CutMix (a box of another scan, and each part answers for its own label), which "
-        "costs some accuracy and makes their maps point at the disease; the baselines were trained without."
+        "The found networks were trained with CutMix (a box of another scan, and each part answers for its own label), "
+        "which costs some accuracy and makes their maps point at the disease; the baselines were trained without."
     ]
 
 
