@@ -116,7 +116,7 @@ def main() -> None:
         found = {**facts(), "settings": config.search.model_dump(mode="json"), "rows": rows}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         folder.write_json(options.out, folder.finite(found))
-    draw(rows, options.picture)
+        draw(rows, options.picture)
 
 
 def without_warm_up(config: Config) -> Config:
