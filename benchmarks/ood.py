@@ -8,7 +8,10 @@ The foreign scans are made from fresh phantoms. `novelty` is the bundle's detect
 import argparse
 import json
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +61,23 @@ KINDS: dict[str, Callable[[Scan, np.random.Generator], Scan]] = {
 }
 
 
+def fresh_scan(difficulty: float, detail: tuple[int, int, int], index: int) -> Scan:
+    """A phantom that no dataset here has, classes taking turns."""
+    label = phantom.LABELS[index % len(phantom.LABELS)]
+    return phantom.generate(label, seed=SEED, index=index, difficulty=difficulty, detail=detail).scan
+
+
+def prepared(make: Callable[[int], Scan], spec: Spec, index: int) -> np.ndarray:
+    """The volume that a network would see of a scan."""
+    return prepare(make(index), spec).volume
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("results/export/bundle"))
     parser.add_argument("--dataset", type=Path, default=Path("results/dataset"))
     parser.add_argument("--scans", type=int, default=100, help="fresh phantoms per kind")
+    parser.add_argument("--fresh", type=int, default=3000, help="fresh phantoms that should raise no alarm")
     parser.add_argument("--difficulty", type=float, default=0.0)
     parser.add_argument("--detail", type=int, nargs=3, default=(40, 96, 96))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ood.json"))
@@ -71,12 +86,8 @@ def main() -> None:
     engine, spec = load(bundle), Spec.from_dict(bundle.preprocess)
     opened = packed.read(options.dataset)
     rng = np.random.default_rng(SEED)
-    fresh = [
-        phantom.generate(
-            phantom.LABELS[i % 3], seed=SEED, index=i, difficulty=options.difficulty, detail=tuple(options.detail)
-        ).scan
-        for i in range(options.scans)
-    ]
+    make = partial(fresh_scan, options.difficulty, tuple(options.detail))
+    fresh = [make(i) for i in range(options.scans)]
 
     def scores(volumes: np.ndarray) -> dict[str, np.ndarray]:
         logits = np.concatenate([engine.run(np.ascontiguousarray(volumes[i : i + 16, None])).logits
@@ -84,9 +95,12 @@ def main() -> None:
         return {"novelty": bundle.calibration.novelty.scores(volumes), "energy": energy(logits)}
 
     known = scores(opened.scans[opened.split("test")])
+    detector = bundle.calibration.novelty
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        volumes = np.stack(list(pool.map(partial(prepared, make, spec), range(options.fresh), chunksize=25)))
     alarms = {
         "test split": float((known["novelty"] > 0).mean()),
-        "fresh phantoms": float((scores(np.stack([prepare(s, spec).volume for s in fresh]))["novelty"] > 0).mean()),
+        "fresh phantoms": float((detector.scores(volumes) > 0).mean()),
     }
     auroc: dict[str, dict[str, float]] = {}
     for kind, change in KINDS.items():
@@ -97,10 +111,16 @@ def main() -> None:
     print(f"{'AUROC against':<24}{'novelty':>10}{'energy':>10}{'flagged':>10}")
     for kind, row in auroc.items():
         print(f"{kind:<24}{row['novelty']:>10.3f}{row['energy']:>10.3f}{row['flagged']:>10.1%}")
-    rate = bundle.calibration.novelty.false_alarm_rate
+    rate = detector.false_alarm_rate
     print(f"false alarms, stated {rate:.1%}: " + ", ".join(f"{name} {share:.1%}" for name, share in alarms.items()))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    results = {"scans": options.scans, "auroc": auroc, "stated_false_alarms": rate, "false_alarms": alarms}
+    results = {
+        "scans": options.scans,
+        "fresh": options.fresh,
+        "auroc": auroc,
+        "stated_false_alarms": rate,
+        "false_alarms": alarms,
+    }
     options.out.write_text(json.dumps({**facts(), **results}, indent=2) + "\n")
 
 
