@@ -110,11 +110,7 @@ def search(config: Config, data: packed.Packed) -> dict[str, Any]:
     """Warm up, evolve, judge the front; the chosen path, its accuracy on validation, and the front."""
     settings, on = config.search, device()
     space = space_of(VARIANT, settings.strides)
-    costing = Costing(
-        cost.table(space, settings.size, config.channels, len(config.classes)),
-        settings.budget,
-        reach=cost.receptive_field(space),
-    )
+    costing = Costing(cost.table(space, settings.size, config.channels, len(config.classes)), settings.budget)
     weight_half, judge_half = halves(config, data, on)
     validation = select(data, data.split("validation"), config.classes, settings.size, on)
     torch.manual_seed(config.seed)

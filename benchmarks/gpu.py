@@ -123,7 +123,7 @@ def retrained(
             at += 1
 
         sample = as_input(network, train.scans[: settings.batch])
-        with graphs.recorded([([network], sample)] if sample.is_cuda else [], True):
+        with graphs.recorded([([network.features], sample)] if sample.is_cuda else [], True):
             times.append(seconds(step, max(1, steps // NETWORKS), device))
         floors.append(floor_s(network, size, config.channels, settings.batch, roof))
     step_s = sum(times) / len(times)

@@ -101,11 +101,13 @@ class CostTable:
         fixed: cost of the stem, calibration convolutions and head.
         parameters: ``(blocks, operations)``.
         macs: ``(blocks, operations)``.
+        receptive_field: as `receptive_field` gives it.
     """
 
     fixed: Cost
     parameters: Tensor
     macs: Tensor
+    receptive_field: tuple[float, Tensor]
 
     def size_mib(self, probabilities: Tensor) -> Tensor:
         """Expected MiB under ``(blocks, operations)`` probabilities; the exact size for one-hot rows."""
@@ -125,6 +127,7 @@ def table(space: Space, size: Size, channels: int, classes: int) -> CostTable:
         _fixed(space, size, channels, classes),
         torch.tensor(parameters, dtype=torch.float64),
         torch.tensor(macs, dtype=torch.float64),
+        receptive_field(space),
     )
 
 

@@ -25,30 +25,22 @@ class Costing:
         costs: of the space.
         budget: limits.
         latency: of the same space; needed where the budget limits it.
-        reach: the parts of the receptive field, as `covidnet.models.cost.receptive_field` gives them; likewise.
 
     Raises:
         UsageError: no architecture of the space is within the budget; says what the space's range is.
     """
 
-    def __init__(
-        self,
-        costs: CostTable,
-        budget: Budget,
-        latency: LatencyTable | None = None,
-        reach: tuple[float, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, costs: CostTable, budget: Budget, latency: LatencyTable | None = None) -> None:
         self.costs, self.budget = costs, budget
         self.blocks, self.operations = costs.parameters.shape
         # every cost is that of the fixed parts and of each candidate of each block, (blocks, operations)
         self._costs = {
             "size_mib": (costs.fixed.size_mib, costs.parameters * 4 / 2**20),
             "macs": (float(costs.fixed.macs), costs.macs),
+            "receptive_field": costs.receptive_field,
         }
         if latency is not None:
             self._costs["latency_ms"] = (latency.fixed_ms, latency.table)
-        if reach is not None:
-            self._costs["receptive_field"] = reach
         limits = budget.model_dump()
         self._limits = {name: limit for name, limit in limits.items() if limit is not None}
         # cost of each candidate as a share of what the budget leaves after the fixed parts, (blocks, operations)
@@ -86,7 +78,7 @@ class Costing:
         return self.expected("latency_ms", self._one_hot(path))
 
     def receptive_field(self, path: BlockChoice) -> float:
-        """Voxels across; only with the parts of the receptive field."""
+        """Voxels across that a cell of the last map sees."""
         return self.expected("receptive_field", self._one_hot(path))
 
     def expected(self, name: str, probabilities: Tensor) -> float:

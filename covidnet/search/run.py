@@ -41,7 +41,7 @@ def run(
     settings, space = config.search, space_of(variant, config.search.strides)
     costs = cost.table(space, settings.size, config.channels, len(config.classes))
     latency = _latencies(config, packed, space)
-    costing = Costing(costs, settings.budget, latency, cost.receptive_field(space))
+    costing = Costing(costs, settings.budget, latency)
     for remark in costing.ineffective():
         tell(remark)
     weight_half, alpha_half = halves(config, packed, device)

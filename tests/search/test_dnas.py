@@ -214,10 +214,10 @@ def test_a_space_is_data_and_takes_another_operation():
 
 
 def test_a_limit_on_the_receptive_field_holds_for_the_distribution_and_the_found_path():
-    costs, reach = cost.table(TINY, SIZE, 1, 3), cost.receptive_field(TINY)
-    least, most = Costing(costs, Budget(size_mib=None), reach=reach).range("receptive_field")
+    costs = cost.table(TINY, SIZE, 1, 3)
+    least, most = Costing(costs, Budget(size_mib=None)).range("receptive_field")
     limit = least + 0.3 * (most - least)
-    costing = Costing(costs, Budget(size_mib=None, receptive_field=limit), reach=reach)
+    costing = Costing(costs, Budget(size_mib=None, receptive_field=limit))
     alpha = torch.randn(4, 8, generator=generator(0))
     p = torch.softmax(costing.within(alpha), 1)
     assert costing.expected("receptive_field", p) == pytest.approx(limit, rel=1e-4)
@@ -225,8 +225,7 @@ def test_a_limit_on_the_receptive_field_holds_for_the_distribution_and_the_found
 
 
 def test_a_path_of_identities_alone_moves_nothing():
-    reach = cost.receptive_field(TINY)
-    tight = Costing(cost.table(TINY, SIZE, 1, 3), Budget(size_mib=None, receptive_field=3.001), reach=reach)
+    tight = Costing(cost.table(TINY, SIZE, 1, 3), Budget(size_mib=None, receptive_field=3.001))
     torch.manual_seed(0)
     state = dnas._Run(Supernet(TINY, 1, 3), tight, volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     state._update_alpha(1.0)
