@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutation import mutants, survives
+from benchmarks.mutation import EQUIVALENT, ROOT, mutants, score, survives, why_equivalent
 
 SOURCE = """\
 from typing import TYPE_CHECKING
@@ -44,3 +44,15 @@ def test_a_mutant_lives_where_no_test_looks(tmp_path: Path, looks: str, lives: b
     mutant = next(mutant for mutant in mutants(SOURCE) if mutant.becomes == "value - 1")
     assert survives("clip.py", mutant.source, tmp_path, "tests", 60) is lives
     assert (tmp_path / "clip.py").read_text() == SOURCE
+
+
+def test_the_score_leaves_out_survivors_that_mean_the_same() -> None:
+    groups = [{"planted": 10, "killed": 7, "equivalent": 2}, {"planted": 10, "killed": 9, "equivalent": 0}]
+    assert score(groups) == pytest.approx(16 / 18)
+
+
+def test_every_mutant_that_is_said_to_mean_the_same_is_still_there() -> None:
+    for module, piece, was, becomes in EQUIVALENT:
+        source = (ROOT / module).read_text()
+        found = [m for m in mutants(source) if (m.was, m.becomes) == (was, becomes) and why_equivalent(module, m)]
+        assert len(found) == 1, f"{module}: {piece}"
