@@ -32,7 +32,7 @@ from benchmarks.machine import facts
 from covidnet import folder, stages
 from covidnet.config import Config, load
 from covidnet.data import packed
-from covidnet.models.covidnet3d import SPACES, Genotype
+from covidnet.models.covidnet3d import Genotype, space_of
 from covidnet.search import gumbel
 from covidnet.training.distributed import device
 
@@ -122,11 +122,10 @@ def boolean(alpha: torch.Tensor, temperature: float, rng: torch.Generator) -> tu
 
 def write_genotype(config: Config, path: Sequence[int], out: Path) -> None:
     """A folder as `search` leaves it, for one architecture."""
-    space = SPACES[VARIANT]
+    space = space_of(VARIANT, config.search.strides)
     names = space.layers([space.operations[i].name for i in path])
-    genotype = Genotype(
-        VARIANT, config.classes, config.channels, config.search.size, tuple(tuple(layer) for layer in names)
-    )
+    blocks = tuple(tuple(layer) for layer in names)
+    genotype = Genotype(VARIANT, config.classes, config.channels, config.search.size, blocks, space.strides)
     with folder.write(out, "random", {"genotype": genotype.to_dict()}, {}) as work:
         if work is not None:
             genotype.save(work / "genotype.json")
