@@ -32,9 +32,9 @@ fuzz: .venv/.ready            ## 10,000 damaged files through the readers, 10,00
 	$(BIN)/python -m benchmarks.fuzz_readers
 	$(BIN)/python -m benchmarks.fuzz_endpoint
 
-BENCHMARKS := depthwise search_step loader ingest audit intervals ood cam evolution ablation engines predict load restarts torchserve \
-  monitoring alerts overhead flat pipeline
-bench: .venv/.ready           ## every benchmark of this machine, two hours, then one table of them; after `make demo`
+BENCHMARKS := depthwise search_step loader ingest audit intervals ood cam evolution ablation engines predict load \
+  restarts torchserve monitoring alerts overhead flat pipeline
+bench: .venv/.ready           ## every benchmark of this machine, three hours, then one table of them; after `make demo`
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 	$(BIN)/python -m benchmarks
 

@@ -1,6 +1,6 @@
 """What is each guard of the search worth? The demo's search again, one of them left out at a time.
 
-    make demo && python -m benchmarks.ablation [results]                # 20 minutes on two cores
+    make demo && python -m benchmarks.ablation [results]                # an hour on two cores
     python -m benchmarks.ablation results --without "warm-up"           # one of them
 
 Left out are: the warm-up with uniform paths; the exact budget, for a penalty on expected cost in the loss of alpha, as
@@ -24,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from benchmarks.figures import save
 from benchmarks.machine import facts
 from covidnet import folder, stages
 from covidnet.config import Config, load
@@ -172,10 +173,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     strips.set_yticks(range(len(rows)), [one["name"] for one in rows])
     strips.invert_yaxis()
     strips.set_xlabel("accuracy inside the supernet, %\n(dot: found; bar: random ones, mean to best)")
-    for axes in (curves, strips):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.savefig(out)
+    save(figure, out)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from benchmarks.figures import save
 from benchmarks.machine import facts
 from benchmarks.ranking import VARIANT, write_genotype
 from covidnet import folder, stages
@@ -53,12 +54,11 @@ class Individual:
 
     path: BlockChoice
     size_mib: float
-    accuracy: float = 0.0
+    accuracy: float | None = None  # before it is judged
     potential: float | None = None  # of newcomers unknown
-    generation: int = 0
 
     def objectives(self, unknown: float) -> tuple[float, float, float]:
-        return self.accuracy, unknown if self.potential is None else self.potential, -self.size_mib
+        return self.accuracy or 0.0, unknown if self.potential is None else self.potential, -self.size_mib
 
 
 def main() -> None:
@@ -135,16 +135,15 @@ def search(config: Config, data: packed.Packed) -> dict[str, Any]:
         for generation in range(GENERATIONS):
             for _ in range(each):
                 train(run, population[int(rng.integers(len(population)))].path)
-                advance(note=f"generation {generation + 1}, best {max(i.accuracy for i in population):.3f}")
+                advance(note=f"generation {generation + 1}, best {max(i.accuracy or 0.0 for i in population):.3f}")
             known = {individual.path for individual in population}
             population += [
-                Individual(path, costing.size_mib(path), generation=generation + 1)
+                Individual(path, costing.size_mib(path))
                 for path in children(population, costing, POPULATION, known, rng)
             ]
             for individual in population:
                 accuracy = judge(individual.path, Volumes(*sample), 3).accuracy
-                seen = individual.generation <= generation and generation > 0
-                individual.potential = accuracy - individual.accuracy if seen else None
+                individual.potential = None if individual.accuracy is None else accuracy - individual.accuracy
                 individual.accuracy = accuracy
             population = survivors(population, POPULATION)
     judged = [(judge(individual.path, judge_half), individual) for individual in population]
@@ -238,9 +237,7 @@ def draw(found: dict[str, Any], out: Path) -> None:
     axes.set_xlabel("MiB")
     axes.set_ylabel("accuracy with shared weights, %")
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    figure.savefig(out)
+    save(figure, out)
 
 
 if __name__ == "__main__":

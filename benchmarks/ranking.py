@@ -28,6 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import binomtest, kendalltau
 
+from benchmarks.figures import save
 from benchmarks.machine import facts
 from covidnet import folder, stages
 from covidnet.config import Config, load
@@ -123,9 +124,7 @@ def boolean(alpha: torch.Tensor, temperature: float, rng: torch.Generator) -> tu
 def write_genotype(config: Config, path: Sequence[int], out: Path) -> None:
     """A folder as `search` leaves it, for one architecture."""
     space = space_of(VARIANT, config.search.strides)
-    names = space.layers([space.operations[i].name for i in path])
-    blocks = tuple(tuple(layer) for layer in names)
-    genotype = Genotype(VARIANT, config.classes, config.channels, config.search.size, blocks, space.strides)
+    genotype = Genotype.of_path(path, space, VARIANT, config.classes, config.channels, config.search.size)
     with folder.write(out, "random", {"genotype": genotype.to_dict()}, {}) as work:
         if work is not None:
             genotype.save(work / "genotype.json")
@@ -181,10 +180,7 @@ def draw(found: dict[str, Any], out: Path) -> None:
     scatter.set_ylabel("retrained, %")
     scatter.set_title(f"Kendall's tau {found['kendall_tau']:.2f}", fontsize=10)
     scatter.legend(frameon=False, fontsize=8)
-    for axes in (strips, scatter):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.savefig(out)
+    save(figure, out)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def mixup(
     return torch.lerp(volume[order], volume, along), torch.lerp(targets[order], targets, share.view(-1, 1))
 
 
-def cutmix(volume: Tensor, labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Pasted]:
+def cutmix(volume: Tensor, labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Pasted | None]:
     """Put a box of another scan of the batch at its place in a scan (CutMix: Yun et al., ICCV 2019).
 
     CutMix mixes the two labels by volume. Here each part keeps its own, for a loss that asks each for it
@@ -142,12 +142,14 @@ def cutmix(volume: Tensor, labels: Tensor, share: float, generator: torch.Genera
     Args:
         volume: ``float (B, 1, D, H, W)``.
         labels: ``int64 (B,)``, or targets ``float32 (B, K)``.
-        share: of the scans that get a box. The box's volume is drawn from 0 to all.
+        share: of the scans that get a box; 0 leaves everything as it is. The box's volume is drawn from 0 to all.
         generator: on the CPU.
 
     Returns:
         the mixed volumes, and what was put there.
     """
+    if not share:
+        return volume, None
     draw = torch.rand(len(volume), 5, generator=generator)
     side = torch.where(draw[:, 0] < share, draw[:, 1] ** (1 / 3), 0.0)  # of the volume's, along each axis
 

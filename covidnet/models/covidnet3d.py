@@ -106,6 +106,20 @@ class Genotype:
     blocks: tuple[tuple[str, ...], ...]
     strides: tuple[int, ...] = ()
 
+    @classmethod
+    def of_path(
+        cls,
+        path: Sequence[int],
+        space: Space,
+        variant: str,
+        classes: Sequence[str],
+        channels: int,
+        size: tuple[int, int, int],
+    ) -> "Genotype":
+        """Name the operations of a path, an index into ``space.operations`` per block; strides are the space's."""
+        layers = space.layers([space.operations[i].name for i in path])
+        return cls(variant, tuple(classes), channels, size, tuple(tuple(layer) for layer in layers), space.strides)
+
     @property
     def space(self) -> Space:
         return space_of(self.variant, self.strides)

@@ -71,10 +71,7 @@ def genotype_of(
     path: BlockChoice, supernet: Supernet, variant: str, classes: Sequence[str], size: tuple[int, int, int]
 ) -> Genotype:
     """Name a path's operations."""
-    space = supernet.space
-    layers = space.layers([space.operations[i].name for i in path])
-    blocks = tuple(tuple(layer) for layer in layers)
-    return Genotype(variant, tuple(classes), supernet.channels, size, blocks, space.strides)
+    return Genotype.of_path(path, supernet.space, variant, classes, supernet.channels, size)
 
 
 def judge(supernet: Supernet, genotype: Genotype, train: Volumes, held_out: Volumes, batches: int = 6) -> Judgement:

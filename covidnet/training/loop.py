@@ -108,10 +108,9 @@ def fit(
             model.train()
             volumes, labels = train.batch(step, batch, seed)
             volume = augment(volumes, augmentation, generator(seed, 1, step))  # (B, 1, D, H, W)
-            rng, pasted = generator(seed, 3, step), None
+            rng = generator(seed, 3, step)
             volume, labels = mixup(volume, labels, model.head.out_features, augmentation.mixup, rng)
-            if settings.cutmix:
-                volume, pasted = cutmix(volume, labels, settings.cutmix, rng)
+            volume, pasted = cutmix(volume, labels, settings.cutmix, rng)
             loss = update(model, volume, labels, optimizer, settings, generator(seed, 2, step), pasted)
             schedule.step()
             if not math.isfinite(loss):

@@ -122,3 +122,10 @@ def test_cutmix_after_mixup_keeps_the_mixed_targets_of_both_scans():
     _, pasted = cutmix(volume, labels, 1.0, generator(1))
     assert pasted.labels.shape == (6, 3)
     torch.testing.assert_close(pasted.labels.sum(1), torch.ones(6))
+
+
+def test_without_cutmix_nothing_is_pasted():
+    volume, labels = torch.rand(4, 1, 2, 2, 2), torch.tensor([0, 1, 1, 0])
+    same, pasted = cutmix(volume, labels, 0.0, generator(0))
+    assert same is volume
+    assert pasted is None
