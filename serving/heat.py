@@ -9,7 +9,7 @@ import numpy as np
 
 from covidnet.data.preprocess import Box, box_to_scan
 from covidnet.data.sources.axes import as_stored
-from covidnet.evaluation import cam as pictures
+from covidnet.evaluation import overlay
 from serving.answers import Answer, ScanMap
 from serving.decode import Decoded, Geometry, Picture
 from serving.errors import Invalid
@@ -85,7 +85,7 @@ def png(picture: Picture, cam: np.ndarray, title: str, label: str, window_hu: tu
     """Slices in two rows, plain and with the map, as a PNG."""
     voxels = picture.voxels if picture.intensity == "hu" else picture.voxels.astype(np.uint8)
     heat = box_to_scan(cam, picture.box, picture.voxels.shape)
-    return pictures.png(pictures.montage(voxels, heat, title, label=label, window_hu=window_hu))
+    return overlay.png(overlay.montage(voxels, heat, title, label=label, window_hu=window_hu))
 
 
 def _placed(volume: np.ndarray, spacing_mm: tuple[float, float, float]) -> nibabel.Nifti1Image:

@@ -83,7 +83,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A class activation map: a PNG from `cam.montage`, its caption, and whether the prediction was right."""
+    """A class activation map: a PNG from `overlay.montage`, its caption, and whether the prediction was right."""
 
     title: str
     png: bytes

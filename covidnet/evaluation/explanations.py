@@ -1,6 +1,6 @@
 """The winner's maps of the test split: do they depend on what was learned, do they point at lesions, what do they look like.
 
-Torch is needed here; drawing and measuring a single map is `cam`'s.
+Torch is needed here; a single map is measured by `cam` and drawn by `overlay`.
 """
 
 import copy
@@ -12,7 +12,7 @@ from torch import nn
 
 from covidnet.config import Config
 from covidnet.data import packed as packed_data
-from covidnet.evaluation import cam
+from covidnet.evaluation import cam, overlay
 from covidnet.evaluation.candidates import Candidate
 from covidnet.evaluation.context import Example, Localisation, Sanity
 from covidnet.models.blocks import Classifier
@@ -169,8 +169,8 @@ def draw_examples(maps: np.ndarray, winner: Candidate, packed: packed_data.Packe
             text = f"Predicted {name} ({probabilities[i].max():.2f}), true label {truth}"
             heat = cam.upsample(maps[i, predicted[i]], packed.scans.shape[1:])
             mask = None if packed.lesions is None else packed.lesions[index].astype(bool)
-            image = cam.montage(packed.scans[index], heat, text, label=name, mask=mask)
-            examples.append(Example(text, cam.png(image), correct))
+            image = overlay.montage(packed.scans[index], heat, text, label=name, mask=mask)
+            examples.append(Example(text, overlay.png(image), correct))
     return examples
 
 

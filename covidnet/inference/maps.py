@@ -18,7 +18,7 @@ from PIL import Image
 from covidnet.data.scan import Scan
 from covidnet.data.sources.axes import as_stored
 from covidnet.errors import CovidnetError, UsageError
-from covidnet.evaluation import cam
+from covidnet.evaluation import overlay
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -51,7 +51,7 @@ class Explained:
 
     @property
     def voxels(self) -> np.ndarray:
-        """Voxels as `cam.overlay_slices` takes them."""
+        """Voxels as `overlay.overlay_slices` takes them."""
         return self.scan.voxels if self.scan.intensity == "hu" else self.scan.voxels.astype(np.uint8)
 
 
@@ -83,14 +83,14 @@ def require(formats: Sequence[str]) -> None:
 
 def _png(base: Path, e: Explained) -> Path:
     path = base.with_name(base.name + ".png")
-    path.write_bytes(cam.png(cam.montage(e.voxels, e.heat, e.title, label=e.label, window_hu=e.window_hu)))
+    path.write_bytes(overlay.png(overlay.montage(e.voxels, e.heat, e.title, label=e.label, window_hu=e.window_hu)))
     return path
 
 
 def _gif(base: Path, e: Explained) -> Path:
     """A sweep through all slices, at one colour scale."""
     path = base.with_name(base.name + ".gif")
-    frames = cam.sweep(e.voxels, e.heat, e.title, label=e.label, window_hu=e.window_hu)
+    frames = overlay.sweep(e.voxels, e.heat, e.title, label=e.label, window_hu=e.window_hu)
     palette = frames[int(e.heat.max(axis=(1, 2)).argmax())].quantize(255)  # one for all, so that colours don't flicker
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     reduced[0].save(path, save_all=True, append_images=reduced[1:], duration=FRAME_MS, loop=0, optimize=False)
@@ -112,7 +112,7 @@ def _nifti(base: Path, e: Explained) -> Path:
 def _dicom_sc(base: Path, e: Explained) -> Path:
     """One Secondary Capture per slice, the overlay in colour, at the position of its source slice."""
     hd, sources, _ = _dicom(e)
-    pictures = cam.overlay_slices(e.voxels, e.heat, range(len(e.heat)), e.window_hu)  # (D, H, W, 3)
+    pictures = overlay.overlay_slices(e.voxels, e.heat, range(len(e.heat)), e.window_hu)  # (D, H, W, 3)
     stored = [_on_source_axes(pictures[..., channel], e.scan) for channel in range(3)]
     rgb = np.stack(stored, axis=-1)  # (slices, rows, columns, 3)
     base.mkdir(parents=True, exist_ok=True)

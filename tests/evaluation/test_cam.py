@@ -1,14 +1,11 @@
-"""Maps: interpolation against torch, pictures by their pixels, pointing by hand."""
+"""Maps: interpolation against torch, slices chosen, pointing by hand."""
 
-import io
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from covidnet.errors import CovidnetError
 from covidnet.evaluation import cam
@@ -31,46 +28,11 @@ def test_upsample_is_torchs_trilinear(grid: tuple[int, int, int], shape: tuple[i
 
 def test_prediction_needs_no_torch_matplotlib_or_scikit_learn() -> None:
     code = (
-        "import sys, covidnet.evaluation.cam, covidnet.evaluation.calibration; "
+        "import sys, covidnet.evaluation.overlay, covidnet.evaluation.calibration; "
         "print([m for m in ('torch', 'matplotlib', 'sklearn', 'jinja2') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
-
-
-def test_overlay_leaves_tissue_without_evidence_as_it_is() -> None:
-    volume = np.full((4, 8, 8), 100, np.uint8)
-    heat = np.full((4, 8, 8), -1.0, np.float32)
-    heat[2, 3, 3] = 5.0
-    images = cam.overlay_slices(volume, heat, [0, 2])
-    assert images.shape == (2, 8, 8, 3)
-    assert (images[0] == 100).all()
-    changed = np.argwhere((images[1] != 100).any(axis=-1))
-    assert changed.tolist() == [[3, 3]]
-
-
-def test_overlay_without_any_evidence_is_the_scan() -> None:
-    volume = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
-    images = cam.overlay_slices(volume, np.full((1, 8, 8), -2.0, np.float32), [0])
-    np.testing.assert_array_equal(images[0], np.repeat(volume[0][..., None], 3, axis=-1))
-
-
-def test_overlay_scale_is_shared_over_slices() -> None:
-    volume, heat = np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.float32)
-    heat[0, 0, 0], heat[1, 0, 0] = 10.0, 5.0
-    strong, weak = cam.overlay_slices(volume, heat, [0, 1])[:, 0, 0].astype(int)
-    assert strong.sum() > weak.sum() > 0
-
-
-def test_hounsfield_units_are_windowed() -> None:
-    volume = np.array([[[-2000, -1000], [-300, 400]]], np.int16)
-    image = cam.overlay_slices(volume, np.zeros((1, 2, 2), np.float32), [0], window_hu=(-1000, 400))[0, ..., 0]
-    assert image.tolist() == [[0, 0], [128, 255]]
-
-
-def test_overlay_of_another_shape_is_refused() -> None:
-    with pytest.raises(CovidnetError, match=r"expected a map of the volume's shape \(2, 4, 4\), found \(1, 2, 2\)"):
-        cam.overlay_slices(np.zeros((2, 4, 4), np.uint8), np.zeros((1, 2, 2), np.float32), [0])
 
 
 @pytest.mark.parametrize(("depth", "peak"), [(16, 0), (16, 15), (60, 31), (5, 2), (1, 0)])
@@ -81,36 +43,6 @@ def test_chosen_slices_hold_the_maximum(depth: int, peak: int) -> None:
     assert peak in chosen
     assert len(chosen) == min(8, depth)
     assert chosen == sorted(set(chosen))
-
-
-def test_montage_is_a_png_with_outline_only_where_a_mask_is_given() -> None:
-    rng = np.random.default_rng(0)
-    volume = rng.integers(0, 200, (16, 64, 64), dtype=np.uint8)
-    heat = cam.upsample(rng.normal(size=(1, 2, 2)), (16, 64, 64))
-    mask = np.zeros((16, 64, 64), bool)
-    mask[2:14, 20:40, 20:40] = True
-
-    def cyan(image: Image.Image) -> int:
-        decoded = np.asarray(Image.open(io.BytesIO(cam.png(image))))
-        return int((decoded == (94, 229, 229)).all(axis=-1).sum())
-
-    plain = cam.montage(volume, heat, "Predicted NCP (0.93), true label CP", label="NCP")
-    outlined = cam.montage(volume, heat, "Predicted NCP (0.93), true label CP", label="NCP", mask=mask)
-    assert plain.size == outlined.size
-    assert cyan(plain) == 0
-    assert cyan(outlined) > 1000
-
-
-def test_montage_of_a_real_scan(real_scans: Path) -> None:
-    nibabel = pytest.importorskip("nibabel")
-    stored = np.asarray(nibabel.load(real_scans / "covid-ct-md" / "nifti_256" / "NCP_P001.nii.gz").dataobj).astype(
-        np.int16
-    )
-    volume = stored.transpose(2, 1, 0)
-    heat = cam.upsample(np.random.default_rng(0).normal(size=(2, 8, 8)), volume.shape)
-    image = np.asarray(cam.montage(volume, heat, "Predicted NCP (0.93), true label NCP", label="NCP"))
-    assert image.shape[1] > 2 * image.shape[0]
-    assert image.std() > 40  # anatomy, not a blank page
 
 
 def cell_map(cell: tuple[int, int, int]) -> np.ndarray:
@@ -169,3 +101,31 @@ def test_empty_or_misshapen_masks_are_refused() -> None:
             measure(heat, np.zeros((1, 2, 2), bool))
     with pytest.raises(CovidnetError, match="mask of the map's shape"):
         cam.energy_inside(heat, np.ones((1, 3, 2), bool))
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "peak", "chosen"),
+    [
+        (60, 8, 31, [6, 13, 19, 26, 31, 40, 46, 53]),  # from 6 to 53 in steps of 6.7; 33 gives way to 31
+        (60, 8, 0, [0, 13, 19, 26, 33, 40, 46, 53]),
+        (11, 3, 10, [1, 5, 10]),
+        (8, 8, 3, [0, 1, 2, 3, 4, 5, 6, 7]),  # no more slices than asked for: all
+        (12, 12, 5, list(range(12))),
+        (20, 1, 7, [7]),
+    ],
+)
+def test_slices_are_evenly_spaced_over_the_middle_and_the_nearest_gives_way_to_the_maximum(
+    depth: int, count: int, peak: int, chosen: list[int]
+) -> None:
+    heat = np.zeros((depth, 2, 2), np.float32)
+    heat[peak, 1, 0] = 1
+    assert cam.choose_slices(heat, count) == chosen
+
+
+def test_the_centre_prior_falls_alike_along_every_axis() -> None:
+    for axis in range(3):
+        shape = [1, 1, 1]
+        shape[axis] = 8
+        prior = cam.centre_prior((shape[0], shape[1], shape[2])).ravel()
+        place = (np.arange(8) + 0.5) / 8
+        np.testing.assert_allclose(prior, np.exp(-((place - 0.5) ** 2) / (2 * 0.25**2)), rtol=1e-6)

@@ -8,7 +8,7 @@ from torch import nn
 
 from covidnet.config import parse
 from covidnet.data.packed import Packed, Row
-from covidnet.evaluation import cam, explanations
+from covidnet.evaluation import cam, explanations, overlay
 from covidnet.evaluation.candidates import Candidate
 from covidnet.evaluation.metrics import Predictions
 from covidnet.models import baselines
@@ -118,7 +118,7 @@ def judged(labels: list[int], logits: np.ndarray) -> Candidate:
 
 
 def test_examples_are_the_surest_of_every_class_in_turns_right_ones_first(monkeypatch) -> None:
-    monkeypatch.setattr(cam, "montage", lambda *scan, **how: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(overlay, "montage", lambda *scan, **how: Image.new("RGB", (1, 1)))
     labels = [0, 0, 0, 1, 1, 2, 2]
     called, sure = [0, 0, 1, 1, 1, 2, 0], [0.6, 0.9, 0.8, 0.5, 0.7, 0.55, 0.95]
     p = np.array([np.where(np.arange(3) == k, s, (1 - s) / 2) for k, s in zip(called, sure, strict=True)])
@@ -143,7 +143,7 @@ def test_an_example_is_drawn_of_its_own_scan_with_the_map_of_the_predicted_class
         shown.append((volume, heat, label, mask))
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(cam, "montage", montage)
+    monkeypatch.setattr(overlay, "montage", montage)
     maps, lesions = np.zeros((2, 3, 1, 1, 1), np.float32), np.zeros((2, 4, 12, 12), np.uint8)
     maps[1, 2], lesions[1] = 5, 1
     packed, config = packed_of([0, 0], lesions), parse({"evaluate": {"overlays": 1}})

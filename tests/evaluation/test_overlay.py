@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from covidnet.evaluation import cam
+from covidnet.errors import CovidnetError
+from covidnet.evaluation import cam, overlay
 
 
 class Box(NamedTuple):
@@ -62,7 +64,7 @@ def areas(image: Image.Image, color: tuple[int, ...], at_least: int = 500) -> li
 def levels_over(grey: int, steps: int = 101) -> np.ndarray:
     """Colours ``(steps, 3)`` of evidence from none to the most, over tissue of one grey."""
     heat = np.linspace(0, 2, steps, dtype=np.float32)[None, None]
-    return cam.overlay_slices(np.full(heat.shape, grey, np.uint8), heat, [0])[0, 0].astype(float)
+    return overlay.overlay_slices(np.full(heat.shape, grey, np.uint8), heat, [0])[0, 0].astype(float)
 
 
 def test_faint_evidence_leaves_the_anatomy_and_the_strongest_lets_a_quarter_of_it_through() -> None:
@@ -83,27 +85,8 @@ def test_stronger_evidence_is_lighter_in_even_steps_from_violet_to_yellow() -> N
 
 def test_a_slice_is_windowed_from_air_to_dense_tissue_unless_told_otherwise() -> None:
     volume = np.array([[[-2000, -1000, -580, 120, 400, 1000]]], np.int16)
-    image = cam.overlay_slices(volume, np.zeros(volume.shape, np.float32), [0])
+    image = overlay.overlay_slices(volume, np.zeros(volume.shape, np.float32), [0])
     assert image[0, 0, :, 0].tolist() == [0, 0, 76, 204, 255, 255]  # 420 and 1120 of 1400 HU
-
-
-@pytest.mark.parametrize(
-    ("depth", "count", "peak", "chosen"),
-    [
-        (60, 8, 31, [6, 13, 19, 26, 31, 40, 46, 53]),  # from 6 to 53 in steps of 6.7; 33 gives way to 31
-        (60, 8, 0, [0, 13, 19, 26, 33, 40, 46, 53]),
-        (11, 3, 10, [1, 5, 10]),
-        (8, 8, 3, [0, 1, 2, 3, 4, 5, 6, 7]),  # no more slices than asked for: all
-        (12, 12, 5, list(range(12))),
-        (20, 1, 7, [7]),
-    ],
-)
-def test_slices_are_evenly_spaced_over_the_middle_and_the_nearest_gives_way_to_the_maximum(
-    depth: int, count: int, peak: int, chosen: list[int]
-) -> None:
-    heat = np.zeros((depth, 2, 2), np.float32)
-    heat[peak, 1, 0] = 1
-    assert cam.choose_slices(heat, count) == chosen
 
 
 def scan(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +124,7 @@ def test_a_montage_shows_every_slice_plain_above_and_with_the_map_below(
     shape: tuple[int, int, int], written: Texts
 ) -> None:
     volume, heat = scan(shape)
-    page = cam.montage(volume, heat, "Predicted NCP (0.93), true label CP", label="NCP", slices=6)
+    page = overlay.montage(volume, heat, "Predicted NCP (0.93), true label CP", label="NCP", slices=6)
     columns = [sorted(areas(page, (40 + 10 * k,) * 3), key=lambda box: box.top) for k in range(6)]
     plain, overlaid = zip(*columns, strict=True)
     (size,) = {box.size for box in (*plain, *overlaid)}
@@ -165,14 +148,14 @@ def test_panels_are_of_one_longer_side_whatever_the_shape() -> None:
     sizes = []
     for shape in ((3, 20, 40), (3, 40, 20), (3, 300, 150)):
         volume, heat = scan(shape)
-        sizes.append(areas(cam.montage(volume, heat, "", label="NCP"), (40, 40, 40))[0].size)
+        sizes.append(areas(overlay.montage(volume, heat, "", label="NCP"), (40, 40, 40))[0].size)
     assert sizes[0] == sizes[1][::-1] == sizes[2][::-1]
     assert max(sizes[0]) == 2 * min(sizes[0]) > 100
 
 
 def test_the_map_of_a_montage_lies_where_the_evidence_is(written: Texts) -> None:
     volume, heat = scan((3, 30, 30))
-    page = cam.montage(volume, heat, "title", label="CP")
+    page = overlay.montage(volume, heat, "title", label="CP")
     upper, lower = sorted(areas(page, (60, 60, 60)), key=lambda box: box.top)
     assert not written[0][1].bottom > upper.top
     pixels = np.asarray(page)[lower.top : lower.bottom, lower.left : lower.right]
@@ -187,7 +170,7 @@ def test_the_colour_bar_runs_from_nothing_to_the_maps_maximum_and_names_the_clas
     strongest: float, text: str, written: Texts
 ) -> None:
     volume, heat = scan((3, 30, 30))
-    page = cam.montage(volume, np.minimum(heat, strongest), "title", label="CP")
+    page = overlay.montage(volume, np.minimum(heat, strongest), "title", label="CP")
     bar = color_bar(page)
     beside = sorted((box.top, what) for what, box in written if box.left >= bar.right)
     assert [what for _, what in beside] == [text, "evidence", "for CP", "0"]
@@ -202,7 +185,7 @@ def test_the_colour_bar_runs_from_nothing_to_the_maps_maximum_and_names_the_clas
 
 def test_a_montage_says_what_the_outline_is_only_where_there_is_one(written: Texts) -> None:
     volume, heat = scan((3, 30, 30))
-    pages = [cam.montage(volume, heat, "title", label="CP", mask=mask) for mask in (None, heat > 5)]
+    pages = [overlay.montage(volume, heat, "title", label="CP", mask=mask) for mask in (None, heat > 5)]
     footers = [(what, box) for what, box in written if "Research use only" in what]
     assert ["outline" in what for what, _ in footers] == [False, True]
     for page, (_, box) in zip(pages, footers, strict=True):
@@ -213,7 +196,7 @@ def test_an_outline_is_one_pixel_wide_along_the_lesions_edge() -> None:
     volume, heat = scan((3, 40, 40))
     mask = np.zeros(volume.shape, bool)
     mask[0], mask[1, 10:30, 5:15] = True, True
-    plain, outlined = (cam.montage(volume, heat * 0, "title", label="CP", mask=given) for given in (None, mask))
+    plain, outlined = (overlay.montage(volume, heat * 0, "title", label="CP", mask=given) for given in (None, mask))
     cyan = (np.asarray(outlined) == (94, 229, 229)).all(axis=-1)
     for k, (first, last) in enumerate([((0, 0), (1, 1)), ((0.125, 0.25), (0.375, 0.75))]):  # shares of the panel
         for panel in areas(plain, (40 + 10 * k,) * 3):
@@ -231,7 +214,7 @@ def test_a_sweep_has_a_frame_per_slice_with_the_map_to_the_right_of_the_plain_sl
     shape: tuple[int, int, int], written: Texts
 ) -> None:
     volume, heat = scan(shape)
-    frames = cam.sweep(volume, heat, "Predicted NCP (0.93)", label="NCP")
+    frames = overlay.sweep(volume, heat, "Predicted NCP (0.93)", label="NCP")
     assert len(frames) == 3
     per_frame = len(written) // 3
     for k, frame in enumerate(frames):
@@ -255,22 +238,78 @@ def test_a_sweep_has_a_frame_per_slice_with_the_map_to_the_right_of_the_plain_sl
 
 def test_frames_of_a_sweep_are_twice_as_large_as_the_slices_of_a_montage() -> None:
     volume, heat = scan((3, 30, 40))
-    small = areas(cam.montage(volume, heat, "", label="CP"), (40, 40, 40))[0].size
-    large = areas(cam.sweep(volume, heat, "", label="CP")[0], (40, 40, 40))[0].size
+    small = areas(overlay.montage(volume, heat, "", label="CP"), (40, 40, 40))[0].size
+    large = areas(overlay.sweep(volume, heat, "", label="CP")[0], (40, 40, 40))[0].size
     assert large == (2 * small[0], 2 * small[1])
 
 
 def test_a_png_holds_the_very_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
-    stored = Image.open(io.BytesIO(cam.png(Image.fromarray(pixels))))
+    stored = Image.open(io.BytesIO(overlay.png(Image.fromarray(pixels))))
     assert stored.format == "PNG"
     np.testing.assert_array_equal(np.asarray(stored), pixels)
 
 
-def test_the_centre_prior_falls_alike_along_every_axis() -> None:
-    for axis in range(3):
-        shape = [1, 1, 1]
-        shape[axis] = 8
-        prior = cam.centre_prior((shape[0], shape[1], shape[2])).ravel()
-        place = (np.arange(8) + 0.5) / 8
-        np.testing.assert_allclose(prior, np.exp(-((place - 0.5) ** 2) / (2 * 0.25**2)), rtol=1e-6)
+def test_overlay_leaves_tissue_without_evidence_as_it_is() -> None:
+    volume = np.full((4, 8, 8), 100, np.uint8)
+    heat = np.full((4, 8, 8), -1.0, np.float32)
+    heat[2, 3, 3] = 5.0
+    images = overlay.overlay_slices(volume, heat, [0, 2])
+    assert images.shape == (2, 8, 8, 3)
+    assert (images[0] == 100).all()
+    changed = np.argwhere((images[1] != 100).any(axis=-1))
+    assert changed.tolist() == [[3, 3]]
+
+
+def test_overlay_without_any_evidence_is_the_scan() -> None:
+    volume = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    images = overlay.overlay_slices(volume, np.full((1, 8, 8), -2.0, np.float32), [0])
+    np.testing.assert_array_equal(images[0], np.repeat(volume[0][..., None], 3, axis=-1))
+
+
+def test_overlay_scale_is_shared_over_slices() -> None:
+    volume, heat = np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.float32)
+    heat[0, 0, 0], heat[1, 0, 0] = 10.0, 5.0
+    strong, weak = overlay.overlay_slices(volume, heat, [0, 1])[:, 0, 0].astype(int)
+    assert strong.sum() > weak.sum() > 0
+
+
+def test_hounsfield_units_are_windowed() -> None:
+    volume = np.array([[[-2000, -1000], [-300, 400]]], np.int16)
+    image = overlay.overlay_slices(volume, np.zeros((1, 2, 2), np.float32), [0], window_hu=(-1000, 400))[0, ..., 0]
+    assert image.tolist() == [[0, 0], [128, 255]]
+
+
+def test_overlay_of_another_shape_is_refused() -> None:
+    with pytest.raises(CovidnetError, match=r"expected a map of the volume's shape \(2, 4, 4\), found \(1, 2, 2\)"):
+        overlay.overlay_slices(np.zeros((2, 4, 4), np.uint8), np.zeros((1, 2, 2), np.float32), [0])
+
+
+def test_montage_is_a_png_with_outline_only_where_a_mask_is_given() -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 200, (16, 64, 64), dtype=np.uint8)
+    heat = cam.upsample(rng.normal(size=(1, 2, 2)), (16, 64, 64))
+    mask = np.zeros((16, 64, 64), bool)
+    mask[2:14, 20:40, 20:40] = True
+
+    def cyan(image: Image.Image) -> int:
+        decoded = np.asarray(Image.open(io.BytesIO(overlay.png(image))))
+        return int((decoded == (94, 229, 229)).all(axis=-1).sum())
+
+    plain = overlay.montage(volume, heat, "Predicted NCP (0.93), true label CP", label="NCP")
+    outlined = overlay.montage(volume, heat, "Predicted NCP (0.93), true label CP", label="NCP", mask=mask)
+    assert plain.size == outlined.size
+    assert cyan(plain) == 0
+    assert cyan(outlined) > 1000
+
+
+def test_montage_of_a_real_scan(real_scans: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    stored = np.asarray(nibabel.load(real_scans / "covid-ct-md" / "nifti_256" / "NCP_P001.nii.gz").dataobj).astype(
+        np.int16
+    )
+    volume = stored.transpose(2, 1, 0)
+    heat = cam.upsample(np.random.default_rng(0).normal(size=(2, 8, 8)), volume.shape)
+    image = np.asarray(overlay.montage(volume, heat, "Predicted NCP (0.93), true label NCP", label="NCP"))
+    assert image.shape[1] > 2 * image.shape[0]
+    assert image.std() > 40  # anatomy, not a blank page
