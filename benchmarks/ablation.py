@@ -5,14 +5,15 @@
 
 Left out are: the warm-up with uniform paths; the exact budget, for a penalty on expected cost in the loss of alpha, as
 FBNet and ProxylessNAS have it; starting every candidate as identity; and gating the residual branch alone. A row says
-whether the supernet learned, how much of the probability went to identity, whether the budget was met, and what the
-found architecture and random ones of the same budget reach inside the supernet on validation.
+whether the supernet learned, how much of the probability went to identity, whether the budget was met, what the found
+architecture and random ones of the same budget reach inside the supernet on validation, and what the found one reaches
+trained from scratch. Accuracy with shared weights tells paths of one supernet apart, not supernets: one that few paths
+share knows these better.
 """
 
 import argparse
 import copy
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,11 +29,9 @@ from benchmarks.figures import save
 from benchmarks.machine import facts
 from covidnet import folder, stages
 from covidnet.config import Config, load
-from covidnet.data import packed
 from covidnet.models.covidnet3d import MBConv, Operation
 from covidnet.models.supernet import SharedBlock, Supernet
 from covidnet.search import budget, dnas, run
-from covidnet.training.distributed import device
 
 VARIANT = "S"
 PENALTY = 0.3  # of a cost as large as its limit, in nats
@@ -100,19 +99,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=Path("results"), help="of a finished run")
     parser.add_argument("--without", nargs="*", default=list(WITHOUT), choices=list(WITHOUT))
+    parser.add_argument("--work", type=Path, default=Path("results/ablation"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/ablation.png"))
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     config = load(None, [f"results={options.results}", *options.overrides])
-    data = packed.read(folder.require(stages.dataset_of(config), "ingest"))
-    rows = [row(ALL, config, folder.require(stages.search_of(config, VARIANT), "search"))]
+    dataset, rows = stages.dataset_of(config), [row(ALL, config)]
     print(line(rows[0]), flush=True)
     for name in options.without:
-        with tempfile.TemporaryDirectory() as work, WITHOUT[name]():
-            less = without_warm_up(config) if name == "warm-up" else config
-            run.run(less, data, VARIANT, device(), Path(work))
-            rows.append(row(f"without {name}", config, Path(work)))
+        less = without_warm_up(config) if name == "warm-up" else config
+        less = less.model_copy(update={"results": str(options.work / name.replace(" ", "-"))})
+        searched = stages.search_of(less, VARIANT)
+        with WITHOUT[name]():
+            stages.search(less, dataset, searched, VARIANT)
+        stages.retrain(less, dataset, searched, stages.retrain_of(less, VARIANT), VARIANT)
+        rows.append(row(f"without {name}", less))
         print(line(rows[-1]), flush=True)
         found = {**facts(), "settings": config.search.model_dump(mode="json"), "rows": rows}
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +129,10 @@ def without_warm_up(config: Config) -> Config:
     return config.model_copy(update={"search": search})
 
 
-def row(name: str, config: Config, searched: Path) -> dict[str, Any]:
+def row(name: str, config: Config) -> dict[str, Any]:
     """The figures of one search."""
+    searched = folder.require(stages.search_of(config, VARIANT), "search")
+    trained = folder.require(stages.retrain_of(config, VARIANT), "retrain")
     metrics = json.loads((searched / "metrics.json").read_text())
     told = json.loads((searched / "search.json").read_text())
     probabilities = np.load(searched / "probabilities.npy").astype(np.float32)  # (rows, blocks, operations)
@@ -139,6 +143,7 @@ def row(name: str, config: Config, searched: Path) -> dict[str, Any]:
     return {
         "name": name,
         **{key: metrics[key] for key in kept},
+        "retrained_accuracy": json.loads((trained / "metrics.json").read_text())["validation_accuracy"],
         "identity": float(identity[-1]),
         "largest_excess": max(one["expected_size_mib"] for one in told["history"]) / limit - 1 if limit else None,
         "expected_size_mib": expected,
@@ -149,15 +154,16 @@ def row(name: str, config: Config, searched: Path) -> dict[str, Any]:
 
 def line(one: dict[str, Any]) -> str:
     collapsed = f", collapsed at step {one['collapse']['step']}" if one["collapse"] else ""
+    random = f"random {one['random_accuracy_mean']:.3f} (best {one['random_accuracy_max']:.3f})"
     return (
-        f"{one['name']:<36} found {one['supernet_accuracy']:.3f}, random {one['random_accuracy_mean']:.3f} (best "
-        f"{one['random_accuracy_max']:.3f}), {one['size_mib']:.2f} MiB, identity {one['identity']:.0%}, "
+        f"{one['name']:<36} found {one['supernet_accuracy']:.3f}, {random}, retrained {one['retrained_accuracy']:.3f}, "
+        f"{one['size_mib']:.2f} MiB, identity {one['identity']:.0%}, "
         f"expected size {one['expected_size_mib']:.2f} MiB{collapsed}"
     )
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
-    """Left the probability of identity over the search, right found and random architectures inside the supernet."""
+    """Left the probability of identity over the search, right what found and random architectures reach."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=110)
     curves, strips = figure.subplots(1, 2, width_ratios=(1.2, 1))
     colors = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#777777"]
@@ -168,11 +174,15 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
             linewidth=6, solid_capstyle="butt",
         )  # fmt: skip
         strips.scatter(100 * one["supernet_accuracy"], at, color=color, s=40, zorder=3)
+        strips.scatter(100 * one["retrained_accuracy"], at, facecolor="white", edgecolor=color, s=40, zorder=3)
     curves.set_xlabel("step")
     curves.set_ylabel("probability of identity, %")
     strips.set_yticks(range(len(rows)), [one["name"] for one in rows])
     strips.invert_yaxis()
-    strips.set_xlabel("accuracy inside the supernet, %\n(dot: found; bar: random ones, mean to best)")
+    strips.set_xlabel(
+        "accuracy, % (bar: random ones in the supernet, mean to best;\n"
+        "dot: found one in the supernet; ring: trained from scratch)"
+    )
     save(figure, out)
 
 

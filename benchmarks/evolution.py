@@ -1,6 +1,6 @@
 """Would an evolutionary search, as in EMARS, find a better network with the same supernet and the same compute?
 
-    make demo && python -m benchmarks.evolution [results]               # a quarter of an hour on two cores
+    make demo && python -m benchmarks.evolution [results]               # an hour on two cores: three seeds of each
     python -m benchmarks.evolution results -S search.budget.size_mib=3  # settings as in the run that it is set beside
 
 EMARS (He et al., MICCAI 2022) evolves a population of paths by three objectives: accuracy with shared weights, size, and
@@ -8,7 +8,8 @@ potential, here what a path's accuracy has gained since it was last judged, so t
 The supernet is warmed up like ours. Then generations take turns with weight updates of paths out of the population, as many
 as cost what our weight and architecture updates cost together. Parents are the better of pairs (NSGA-II: Deb et al., 2002),
 children take each block from either of them and change one in ten. The best of the final front within the budget, judged as
-our candidates are, is trained from scratch like ours, and both are read on the validation split.
+our candidates are, is trained from scratch like ours, and both are read on the validation split. Ours goes through the
+stages, and the first seed is the run's own; what is there is written after every seed.
 """
 
 import argparse
@@ -64,46 +65,96 @@ class Individual:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=Path("results"), help="of a finished run")
+    parser.add_argument("--seeds", type=int, default=3, help="searches of each kind")
     parser.add_argument("--work", type=Path, default=Path("results/evolution"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evolution.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/evolution.png"))
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     config = load(None, [f"results={options.results}", *options.overrides])
-    dataset, searched = stages.dataset_of(config), stages.search_of(config, VARIANT)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    pairs = []
+    print(f"{'':<10} {'seed':>4} {'MiB':>5} {'10^6 MAC':>9} {'shared':>7} {'retrained':>9} {'s':>5}")
+    for seed in range(config.seed, config.seed + options.seeds):
+        pairs.append(compare(config, seed, options.work / str(seed)))
+        found = {**facts(), "settings": config.search.model_dump(mode="json"), **summary(pairs)}
+        folder.write_json(options.out, folder.finite(found))
+        for row in found["rows"][-2:]:
+            print(
+                f"{row['search']:<10} {seed:4} {row['size_mib']:5.2f} {row['macs'] / 1e6:9.1f} {row['shared']:7.3f} "
+                f"{row['validation_accuracy']:9.3f} {row['seconds']:5.0f}",
+                flush=True,
+            )
+    low, high = found["difference"]["interval"]
+    print(f"DNAS less evolution, retrained: {found['difference']['accuracy']:+.1%} [{low:+.1%}, {high:+.1%}]")
+    draw(found, options.picture)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one search led to: a row of the table, what it judged in the end, and its network's answers on validation."""
+
+    row: dict[str, Any]
+    judged: list[dict[str, Any]]
+    answers: Predictions
+
+
+def compare(config: Config, seed: int, work: Path) -> tuple[Outcome, Outcome]:
+    """Ours and the evolutionary search of one seed, each with its network trained from scratch."""
+    dataset = stages.dataset_of(config)
+    searched, trained = stages.search_of(config, VARIANT), stages.retrain_of(config, VARIANT)
+    if seed != config.seed:
+        searched, trained = work / "search", work / "retrain"
+        config = config.model_copy(update={"seed": seed})
+        stages.search(config, dataset, searched, VARIANT)
+        stages.retrain(config, dataset, searched, trained, VARIANT)
     start = time.perf_counter()
     evolved = search(config, packed.read(folder.require(dataset, "ingest")))
-    evolved["seconds"] = time.perf_counter() - start
-    write_genotype(config, evolved["path"], options.work / "search")
-    trained = {"DNAS": stages.retrain_of(config, VARIANT), "evolution": options.work / "retrain"}
-    stages.retrain(config, dataset, options.work / "search", trained["evolution"], VARIANT)
+    seconds = time.perf_counter() - start
+    write_genotype(config, evolved["path"], work / "evolution" / "search")
+    stages.retrain(config, dataset, work / "evolution" / "search", work / "evolution" / "retrain", VARIANT)
     ours = json.loads((folder.require(searched, "search") / "search.json").read_text())
-    shared = {"evolution": evolved["accuracy"], "DNAS": ours["found"]["accuracy"]}
-    seconds = {"evolution": evolved["seconds"], "DNAS": folder.provenance(searched)["seconds"]}
-    rows = []
-    for name, path in trained.items():
-        metrics = json.loads((folder.require(path, "retrain") / "metrics.json").read_text())
-        figures = {key: metrics[key] for key in ("size_mib", "macs", "validation_accuracy")}
-        rows.append({"search": name, "seconds": seconds[name], "shared": shared[name], **figures})
-    candidates = [{**row, "size_mib": evolved["costing"].size_mib(row["path"])} for row in ours["candidates"]]
-    paired = paired_difference(*(Predictions.load(path / "validation.csv") for path in trained.values()))
-    found: dict[str, Any] = {
-        **facts(),
-        "settings": config.search.model_dump(mode="json"),
-        "rows": rows,
-        "judged": {"DNAS": candidates, "evolution": evolved["front"]},
+    costing = evolved["costing"]
+    candidates = [{**row, "size_mib": costing.size_mib(row["path"])} for row in ours["candidates"]]
+    ours_seconds = folder.provenance(searched)["seconds"]
+    return (
+        outcome("DNAS", seed, ours_seconds, ours["found"]["accuracy"], candidates, trained),
+        outcome("evolution", seed, seconds, evolved["accuracy"], evolved["front"], work / "evolution" / "retrain"),
+    )
+
+
+def outcome(
+    name: str, seed: int, seconds: float, shared: float, judged: list[dict[str, Any]], trained: Path
+) -> Outcome:
+    """Of a search whose network is trained."""
+    metrics = json.loads((folder.require(trained, "retrain") / "metrics.json").read_text())
+    figures = {key: metrics[key] for key in ("size_mib", "macs", "validation_accuracy")}
+    row = {"search": name, "seed": seed, "seconds": seconds, "shared": shared, **figures}
+    return Outcome(row, judged, Predictions.load(trained / "validation.csv"))
+
+
+def summary(pairs: Sequence[tuple[Outcome, Outcome]]) -> dict[str, Any]:
+    """All rows, and the difference over all seeds, where a patient is drawn or left out with all its scans and seeds."""
+    outcomes = [one for pair in pairs for one in pair]
+    paired = paired_difference(*(over_seeds([pair[i].answers for pair in pairs]) for i in (0, 1)))
+    judged = {name: [row for one in outcomes if one.row["search"] == name for row in one.judged] for name in COLORS}
+    return {
+        "rows": [one.row for one in outcomes],
+        "judged": judged,
         "difference": {"accuracy": paired.difference, "interval": [paired.low, paired.high]},
     }
-    print(f"{'':<10} {'MiB':>5} {'10^6 MAC':>9} {'shared':>7} {'retrained':>9} {'s':>5}")
-    for row in rows:
-        print(
-            f"{row['search']:<10} {row['size_mib']:5.2f} {row['macs'] / 1e6:9.1f} {row['shared']:7.3f} "
-            f"{row['validation_accuracy']:9.3f} {row['seconds']:5.0f}"
-        )
-    print(f"DNAS less evolution, retrained: {paired.difference:+.1%} [{paired.low:+.1%}, {paired.high:+.1%}]")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(folder.finite(found), indent=2) + "\n")
-    draw(found, options.picture)
+
+
+def over_seeds(answers: Sequence[Predictions]) -> Predictions:
+    """The answers of several networks to the same scans as one."""
+    first = answers[0]
+    return Predictions(
+        tuple(f"{seed}/{scan}" for seed, one in enumerate(answers) for scan in one.scan_ids),
+        first.patients * len(answers),
+        np.tile(first.labels, len(answers)),
+        np.concatenate([one.logits for one in answers]),
+        first.classes,
+    )
 
 
 def search(config: Config, data: packed.Packed) -> dict[str, Any]:
@@ -225,18 +276,24 @@ def crowding(points: np.ndarray) -> list[float]:
 
 
 def draw(found: dict[str, Any], out: Path) -> None:
-    """Where both ended: accuracy with shared weights, on the patients that judge, over size; the chosen ones ringed."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=110)
-    axes = figure.subplots()
+    """Left what both judged in the end, shared accuracy over size; right what their networks reach when retrained."""
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained", dpi=110)
+    inside, retrained = figure.subplots(1, 2, sharex=True)
     for name, color in COLORS.items():
-        judged = found["judged"][name]
-        size, accuracy = ([row[key] for row in judged] for key in ("size_mib", "accuracy"))
-        axes.scatter(size, [100 * value for value in accuracy], color=color, s=30, alpha=0.8, label=name)
-        best = min(judged, key=lambda row: row["loss"])
-        axes.scatter(best["size_mib"], 100 * best["accuracy"], s=130, facecolor="none", edgecolor=color, linewidth=1.5)
-    axes.set_xlabel("MiB")
-    axes.set_ylabel("accuracy with shared weights, %")
-    axes.legend(frameon=False)
+        judged, rows = found["judged"][name], [row for row in found["rows"] if row["search"] == name]
+        for axes, points, key in ((inside, judged, "accuracy"), (retrained, rows, "validation_accuracy")):
+            size, accuracy = [one["size_mib"] for one in points], [100 * one[key] for one in points]
+            axes.scatter(size, accuracy, color=color, s=30 if axes is inside else 60, alpha=0.8, label=name)
+    for row in found["rows"]:
+        at = (row["size_mib"], 100 * row["validation_accuracy"])
+        retrained.annotate(f"seed {row['seed']}", at, (6, 4), textcoords="offset points", fontsize=8, color="#555555")
+    for axes, what in (
+        (inside, "accuracy with shared weights, %"),
+        (retrained, "accuracy of the retrained network, %"),
+    ):
+        axes.set_xlabel("MiB")
+        axes.set_ylabel(what)
+    inside.legend(frameon=False)
     save(figure, out)
 
 

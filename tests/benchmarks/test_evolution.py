@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.evolution import Individual, children, crowding, dominates, rank, survivors
+from benchmarks.evolution import Individual, Outcome, children, crowding, dominates, rank, summary, survivors
 from covidnet.config import Budget
+from covidnet.evaluation.metrics import Predictions
 from covidnet.models import cost
 from covidnet.models.covidnet3d import Space
 from covidnet.search.budget import Costing
@@ -57,3 +58,18 @@ def test_children_are_new_keep_to_the_budget_and_take_after_their_parents():
     assert all(costing.fits(path) for path in made)
     inherited = np.isin(np.array(made), (0, 7)).mean()
     assert 0.8 < inherited < 1  # one block in ten is changed
+
+
+def test_all_seeds_answers_are_held_against_each_other_patient_by_patient():
+    ids = tuple(f"scan{i}" for i in range(60))
+    labels = np.arange(60) % 3
+    right, wrong = 4.0 * np.eye(3)[labels], 4.0 * np.eye(3)[(labels + 1) % 3]
+    half = np.where((np.arange(60) < 30)[:, None], right, wrong)
+    answers = {
+        name: [Predictions(ids, ids, labels, logits, ("a", "b", "c")) for logits in of_seeds]
+        for name, of_seeds in {"ours": (right, half), "theirs": (half, wrong)}.items()
+    }
+    pairs = [tuple(Outcome({"search": n}, [], answers[n][i]) for n in ("ours", "theirs")) for i in (0, 1)]
+    found = summary(pairs)["difference"]
+    assert found["accuracy"] == pytest.approx((1.0 + 0.5) / 2 - (0.5 + 0.0) / 2)
+    assert found["interval"] == pytest.approx([0.5, 0.5])  # every patient gains by the same, in one seed or the other

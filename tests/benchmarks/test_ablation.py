@@ -1,0 +1,74 @@
+"""Each guard of the search is really left out, and is back afterwards."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import ablation
+from covidnet.config import Augment, Budget, Search
+from covidnet.models import cost
+from covidnet.models.covidnet3d import MBConv, Operation, Space
+from covidnet.models.supernet import SharedBlock
+from covidnet.search import dnas, run
+from covidnet.search.budget import Costing
+from covidnet.training.volumes import Volumes
+
+TINY = Space("tiny", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
+SIZE = (8, 16, 16)
+COSTS = cost.table(TINY, SIZE, 1, 3)
+LIMIT_MIB = Costing(COSTS, Budget(size_mib=None)).size_mib((2, 2, 2, 2))
+
+
+@pytest.fixture
+def state_of():
+    def make():
+        torch.manual_seed(0)
+        rng = np.random.default_rng(0)
+        half = Volumes(torch.from_numpy(rng.integers(0, 255, (12, *SIZE), np.uint8)), torch.arange(12) % 3)
+        settings = Search(size=SIZE, batch=4, warmup_steps=2, steps=2)
+        costing = Costing(COSTS, Budget(size_mib=LIMIT_MIB))
+        return dnas._Run(run.Supernet(TINY, 1, 3), costing, half, half, settings, Augment(), 0)
+
+    return make
+
+
+def test_without_the_exact_budget_paths_are_drawn_by_alpha_and_their_cost_is_in_its_loss(state_of):
+    guarded = state_of()
+    assert not torch.equal(guarded.scores, guarded.alpha.detach())
+    path, gates = [2, 2, 2, 2], torch.ones(4)
+    expected, _ = guarded._loss(guarded.alpha_half, 0, 3, path, gates)
+    with ablation.penalised():
+        free = state_of()
+        assert torch.equal(free.scores, torch.zeros_like(free.scores))
+        loss, _ = free._loss(free.alpha_half, 0, 3, path, gates)
+        for_weights, _ = free._loss(free.alpha_half, 0, 3, path, None)
+    identities = free.costing.size_mib((7, 7, 7, 7))  # stem, reductions and head, which no choice changes
+    expected_mib = float(free.costing.costs.size_mib(torch.softmax(free.alpha.detach(), dim=1)))
+    share = (expected_mib - identities) / (LIMIT_MIB - identities)
+    assert (loss - expected).item() == pytest.approx(ablation.PENALTY * share, rel=1e-4)
+    assert for_weights.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_without_identity_at_the_start_residuals_are_there_at_once(state_of):
+    def residuals(supernet):
+        return torch.cat([m.bn3.weight.detach() for m in supernet.modules() if isinstance(m, MBConv)]).unique().tolist()
+
+    guarded = residuals(state_of().supernet)
+    with ablation.random_residuals():
+        assert residuals(state_of().supernet) == [1.0]
+    assert residuals(state_of().supernet) == guarded != [1.0]
+
+
+def test_with_the_gate_on_all_of_the_block_a_closed_one_lets_nothing_through():
+    block, closed = SharedBlock(4, TINY.operations), torch.zeros(())
+    x, operation = torch.randn(2, 4, 4, 8, 8), Operation(3, 3)
+    torch.testing.assert_close(block(x, operation, closed), x)
+    with ablation.gated_whole():
+        torch.testing.assert_close(block(x, operation, closed), torch.zeros_like(x))
+        torch.testing.assert_close(block(x, operation, None), x + block.candidates[operation.name](x))
+
+
+def test_without_warm_up_the_steps_are_as_many():
+    config = ablation.load(None, ["search.warmup_steps=30", "search.steps=50"])
+    less = ablation.without_warm_up(config).search
+    assert (less.warmup_steps, less.steps) == (0, 80)
