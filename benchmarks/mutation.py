@@ -1,6 +1,6 @@
 """Do the tests notice a mistake? Small ones are planted, one at a time, and the tests of that module are run.
 
-    python -m benchmarks.mutation [--each 25] [--seed 0]      # about half an hour on two cores
+    python -m benchmarks.mutation [--each 25] [--seed 0] [--jobs 2]      # about half an hour on two cores
 
 The score leaves out survivors that are no mistakes: those that mean the same, listed in `EQUIVALENT` with the reason.
 
@@ -21,8 +21,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from benchmarks.headlines import judge
@@ -41,6 +44,7 @@ EQUIVALENT = {
     ("covidnet/search/dnas.py", "scans, _ = self.weight_half.batch(0, self.settings.batch, self.seed)", "0", "1"):
         "a sample of the shape, whichever batch",
     ("covidnet/search/latency.py", "len(rows[0])", "0", "1"): "all rows are as long",
+    ("covidnet/search/untrained.py", "1 / 127.5", "127.5", "128.5"): "its values are of no network, only its speed counts",
     ("covidnet/search/untrained.py", 'helper.make_opsetid("", 20)', "20", "21"): "both have the operators",
 }  # fmt: skip
 DRAWING = {"plots.py", "architecture.py", "overlay.py", "page.py"}  # looked at, not computed with
@@ -122,24 +126,30 @@ def _mutate(node: Any) -> None:
             node.value = ast.Constant(None)
 
 
-def tests_of(module: str, tests: str) -> list[list[str]]:
+def tests_of(module: str, tests: str, tree: Path) -> list[list[str]]:
     """Arguments of pytest: the files that mirror a module, if there are any, then the quick ones of its folder."""
     stem = Path(module).stem
-    mirror = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob(f"test_{stem}*.py"))]
+    mirror = [str(path.relative_to(tree)) for path in sorted((tree / "tests").rglob(f"test_{stem}*.py"))]
     return [*([mirror] if mirror else []), [*tests.split(), "-m", "not slow"]]
 
 
 def survives(module: str, source: str, copy_of_tree: Path, tests: str, limit_s: float) -> bool:
-    """Do all tests of a module pass with this source in its place?"""
+    """Do all tests of a module pass with this source in its place?
+
+    Raises:
+        RuntimeError: pytest could not run them, which says nothing of the mutant.
+    """
     path = copy_of_tree / module
     original = path.read_text()
     environment = {**os.environ, "PYTHONPATH": str(copy_of_tree), "OMP_NUM_THREADS": "1"}
     options = ["-q", "-x", "-p", "no:cacheprovider"]
     try:
         path.write_text(source)
-        for arguments in tests_of(module, tests):
+        for arguments in tests_of(module, tests, copy_of_tree):
             command = [sys.executable, "-B", "-m", "pytest", *options, *arguments]
             run = subprocess.run(command, cwd=copy_of_tree, env=environment, capture_output=True, timeout=limit_s)
+            if run.returncode in (3, 4):
+                raise RuntimeError(f"pytest {' '.join(arguments)} did not run:\n{run.stdout.decode()[-2000:]}")
             if run.returncode not in (0, 5):  # 5: no test there that is quick
                 return False
     except subprocess.TimeoutExpired:
@@ -149,22 +159,35 @@ def survives(module: str, source: str, copy_of_tree: Path, tests: str, limit_s: 
     return True
 
 
-def measure(name: str, each: int, seed: int, copy_of_tree: Path, limit_s: float) -> dict[str, Any]:
-    """Plant so many mistakes in the modules of a group."""
+def measure(name: str, each: int, seed: int, copies: Sequence[Path], limit_s: float) -> dict[str, Any]:
+    """Plant so many mistakes in the modules of a group, one at a time in each copy of the tree."""
     place, tests = GROUPS[name]
     modules = [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).glob("*.py"))
     paths = [str(path.relative_to(ROOT)) for path in modules if path.name not in DRAWING]
     everything = [(path, mutant) for path in paths for mutant in mutants((ROOT / path).read_text())]
     chosen = random.Random(seed).sample(everything, min(each, len(everything)))
+    free: Queue[Path] = Queue()
+    for one in copies:
+        free.put(one)
+
+    def in_a_copy(planted: tuple[str, Mutant]) -> bool:
+        tree = free.get()
+        try:
+            return survives(planted[0], planted[1].source, tree, tests, limit_s)
+        finally:
+            free.put(tree)
+
     alive: list[dict[str, Any]] = []
-    for number, (path, mutant) in enumerate(chosen, start=1):
-        lives = survives(path, mutant.source, copy_of_tree, tests, limit_s)
-        shown = f"{path}:{mutant.line}: {mutant.was[:70]}  ->  {mutant.becomes[:70]}"
-        print(f"{number}/{len(chosen)} {'SURVIVES' if lives else 'killed  '} {shown}", flush=True)
-        if lives:
-            found = asdict(mutant)
-            del found["source"]
-            alive.append({"module": path, **found, "equivalent": why_equivalent(path, mutant)})
+    with ThreadPoolExecutor(len(copies)) as pool:
+        for number, ((path, mutant), lives) in enumerate(
+            zip(chosen, pool.map(in_a_copy, chosen), strict=True), start=1
+        ):
+            shown = f"{path}:{mutant.line}: {mutant.was[:70]}  ->  {mutant.becomes[:70]}"
+            print(f"{number}/{len(chosen)} {'SURVIVES' if lives else 'killed  '} {shown}", flush=True)
+            if lives:
+                found = asdict(mutant)
+                del found["source"]
+                alive.append({"module": path, **found, "equivalent": why_equivalent(path, mutant)})
     return {
         "possible": len(everything),
         "planted": len(chosen),
@@ -196,16 +219,17 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=25, help="mutants per group")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=300, help="seconds of tests per mutant")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants side by side")
     parser.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mutation.json"))
     options = parser.parse_args()
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as temporary:
-        tree = Path(temporary) / "repository"
-        for name in tracked.split("\0")[:-1]:
+        copies = [Path(temporary) / str(job) for job in range(options.jobs)]
+        for tree, name in product(copies, tracked.split("\0")[:-1]):
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tree / name)
-        groups = {name: measure(name, options.each, options.seed, tree, options.limit) for name in options.groups}
+        groups = {name: measure(name, options.each, options.seed, copies, options.limit) for name in options.groups}
     for name, found in groups.items():
         found["share"] = score([found])
         print(

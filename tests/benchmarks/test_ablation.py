@@ -1,33 +1,25 @@
 """Each guard of the search is really left out, and is back afterwards."""
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import ablation
-from covidnet.config import Augment, Budget, Search
-from covidnet.models import cost
-from covidnet.models.covidnet3d import MBConv, Operation, Space
+from covidnet.config import Augment, Search
+from covidnet.models.covidnet3d import MBConv, Operation
 from covidnet.models.supernet import SharedBlock
 from covidnet.search import dnas, run
-from covidnet.search.budget import Costing
-from covidnet.training.volumes import Volumes
+from tests.toy_space import SIZE, SPACE, costing, volumes
 
-TINY = Space("tiny", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
-SIZE = (8, 16, 16)
-COSTS = cost.table(TINY, SIZE, 1, 3)
-LIMIT_MIB = Costing(COSTS, Budget(size_mib=None)).size_mib((2, 2, 2, 2))
+LIMIT_MIB = costing().size_mib((2, 2, 2, 2))
 
 
 @pytest.fixture
 def state_of():
     def make():
         torch.manual_seed(0)
-        rng = np.random.default_rng(0)
-        half = Volumes(torch.from_numpy(rng.integers(0, 255, (12, *SIZE), np.uint8)), torch.arange(12) % 3)
         settings = Search(size=SIZE, batch=4, warmup_steps=2, steps=2)
-        costing = Costing(COSTS, Budget(size_mib=LIMIT_MIB))
-        return dnas._Run(run.Supernet(TINY, 1, 3), costing, half, half, settings, Augment(), 0)
+        supernet, half = run.Supernet(SPACE, 1, 3), volumes(12)
+        return dnas._Run(supernet, costing(LIMIT_MIB), half, half, settings, Augment(), 0)
 
     return make
 
@@ -60,7 +52,7 @@ def test_without_identity_at_the_start_residuals_are_there_at_once(state_of):
 
 
 def test_with_the_gate_on_all_of_the_block_a_closed_one_lets_nothing_through():
-    block, closed = SharedBlock(4, TINY.operations), torch.zeros(())
+    block, closed = SharedBlock(4, SPACE.operations), torch.zeros(())
     x, operation = torch.randn(2, 4, 4, 8, 8), Operation(3, 3)
     torch.testing.assert_close(block(x, operation, closed), x)
     with ablation.gated_whole():

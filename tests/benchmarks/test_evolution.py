@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.evolution import Individual, Outcome, children, crowding, dominates, rank, summary, survivors
-from covidnet.config import Budget
 from covidnet.evaluation.metrics import Predictions
-from covidnet.models import cost
-from covidnet.models.covidnet3d import Space
-from covidnet.search.budget import Costing
-
-SPACE = Space("tiny", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
-COSTS = cost.table(SPACE, (8, 16, 16), 1, 3)
+from tests.toy_space import costing
 
 
 def individual(accuracy, size, potential=0.0):
@@ -48,14 +42,13 @@ def test_a_newcomers_potential_is_the_median_of_those_that_are_known():
 
 
 def test_children_are_new_keep_to_the_budget_and_take_after_their_parents():
-    middle = Costing(COSTS, Budget(size_mib=None)).size_mib((3, 3, 3, 3))
-    costing = Costing(COSTS, Budget(size_mib=middle))
+    limited = costing(costing().size_mib((3, 3, 3, 3)))
     parents = [Individual((0, 0, 0, 0), 0.0, 0.5), Individual((7, 7, 7, 7), 0.0, 0.5)]
     known = {parent.path for parent in parents}
-    made = children(parents, costing, 12, set(known), np.random.default_rng(0))
+    made = children(parents, limited, 12, set(known), np.random.default_rng(0))
     assert len(set(made)) == 12
     assert not known & set(made)
-    assert all(costing.fits(path) for path in made)
+    assert all(limited.fits(path) for path in made)
     inherited = np.isin(np.array(made), (0, 7)).mean()
     assert 0.8 < inherited < 1  # one block in ten is changed
 

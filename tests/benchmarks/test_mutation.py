@@ -46,6 +46,13 @@ def test_a_mutant_lives_where_no_test_looks(tmp_path: Path, looks: str, lives: b
     assert (tmp_path / "clip.py").read_text() == SOURCE
 
 
+def test_tests_that_cannot_run_kill_nothing(tmp_path: Path) -> None:
+    (tmp_path / "clip.py").write_text(SOURCE)
+    with pytest.raises(RuntimeError, match=r"no_such_file\.py .* did not run"):
+        survives("clip.py", SOURCE, tmp_path, "no_such_file.py", 60)
+    assert (tmp_path / "clip.py").read_text() == SOURCE
+
+
 def test_the_score_leaves_out_survivors_that_mean_the_same() -> None:
     groups = [{"planted": 10, "killed": 7, "equivalent": 2}, {"planted": 10, "killed": 9, "equivalent": 0}]
     assert score(groups) == pytest.approx(16 / 18)

@@ -2,17 +2,14 @@ import pytest
 import torch
 
 from covidnet.config import Augment, Budget, Search
-from covidnet.models import cost
-from covidnet.models.covidnet3d import Space
 from covidnet.models.supernet import Supernet
 from covidnet.search import dnas
 from covidnet.search.budget import Costing
 from covidnet.search.collapse import WINDOW, Health, Watch
 from covidnet.training.volumes import Volumes
+from tests.toy_space import COSTS, SIZE, SPACE
 
-SPACE = Space("toy", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
-SIZE, BATCH = (8, 16, 16), 16
-COSTS = cost.table(SPACE, SIZE, 1, 3)
+BATCH = 16
 IDENTITY = len(SPACE.operations) - 1
 UNIFORM = torch.full((4, 8), 1 / 8)
 

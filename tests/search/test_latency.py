@@ -12,17 +12,14 @@ import torch
 from covidnet.config import Budget, Config, parse
 from covidnet.errors import UsageError
 from covidnet.inference import engine
-from covidnet.models import cost
 from covidnet.models.covidnet3d import IDENTITY, SPACES, Genotype, Operation, Space, build
 from covidnet.search import latency, result, run
 from covidnet.search.budget import Costing
 from covidnet.search.latency import LatencyTable
 from covidnet.search.untrained import network
 from covidnet.training.volumes import generator
+from tests.toy_space import COSTS, SIZE, SPACE
 
-SPACE = Space("tiny", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
-SIZE = (8, 16, 16)
-COSTS = cost.table(SPACE, SIZE, 1, 3)
 # what no count of arithmetic would say: 5x5x5 is the dearest, 7x7x7 with expansion 4 as cheap as 3x3x3
 ROW = (0.2, 0.25, 0.4, 0.9, 1.1, 0.3, 0.2, 0.0)
 TABLE = LatencyTable("tiny", (2, 2), SIZE, "openvino (cpu)", "a processor", 0, 0.5, (ROW,) * 4)

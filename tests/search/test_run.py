@@ -12,11 +12,10 @@ from covidnet.config import Budget, Config
 from covidnet.data.packed import Packed, Row
 from covidnet.errors import CovidnetError
 from covidnet.models import cost
-from covidnet.models.covidnet3d import SPACES, Genotype, Space
+from covidnet.models.covidnet3d import SPACES, Genotype
 from covidnet.search import run
+from tests.toy_space import SIZE, SPACE
 
-SPACE = Space("tiny", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
-SIZE = (8, 16, 16)
 CLASSES = ("NCP", "CP", "Normal")
 BUDGET = 0.02  # MiB
 
