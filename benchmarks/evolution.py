@@ -105,15 +105,15 @@ def compare(config: Config, seed: int, work: Path) -> tuple[Outcome, Outcome]:
     searched, trained = stages.search_of(config, VARIANT), stages.retrain_of(config, VARIANT)
     if seed != config.seed:
         searched, trained = work / "search", work / "retrain"
-        config = config.model_copy(update={"seed": seed})
-        stages.search(config, dataset, searched, VARIANT)
-        stages.retrain(config, dataset, searched, trained, VARIANT)
+    config = config.model_copy(update={"seed": seed})
+    stages.search(config, dataset, searched, VARIANT)
+    stages.retrain(config, dataset, searched, trained, VARIANT)
     start = time.perf_counter()
     evolved = search(config, packed.read(folder.require(dataset, "ingest")))
     seconds = time.perf_counter() - start
     write_genotype(config, evolved["path"], work / "evolution" / "search")
     stages.retrain(config, dataset, work / "evolution" / "search", work / "evolution" / "retrain", VARIANT)
-    ours = json.loads((folder.require(searched, "search") / "search.json").read_text())
+    ours = json.loads((searched / "search.json").read_text())
     costing = evolved["costing"]
     candidates = [{**row, "size_mib": costing.size_mib(row["path"])} for row in ours["candidates"]]
     ours_seconds = folder.provenance(searched)["seconds"]

@@ -13,6 +13,8 @@ from covidnet.search.budget import BlockChoice, Costing
 from covidnet.training.loop import as_input, logits, place
 from covidnet.training.volumes import Volumes
 
+DRAWS_PER_PATH = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -34,7 +36,7 @@ def within_budget(alpha: Tensor, costing: Costing) -> BlockChoice:
 
 
 def candidates(alpha: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[BlockChoice]:
-    """Architectures to judge inside the supernet, all within budget, ``count`` in all.
+    """Different architectures to judge inside the supernet, all within budget, at most ``count`` in all.
 
     The argmax; its most probable single-block neighbours; and, half of them, draws from the distribution that the search
     ended with, which are likely but further away. Which one is the result is for `judge` to say, never for the draw.
@@ -43,8 +45,8 @@ def candidates(alpha: Tensor, costing: Costing, count: int, generator: torch.Gen
     best = within_budget(alpha, costing)
     near = [path for path in costing.neighbours(best) if costing.fits(path)]
     near.sort(key=lambda path: -_gain(log_p, path, best))
-    drawn = draw(log_p.exp(), costing, count // 2, generator)
-    return [best, *near[: count - 1 - len(drawn)], *drawn]
+    near = near[: count - 1 - count // 2]
+    return [best, *near, *draw(log_p.exp(), costing, count // 2, generator, known=[best, *near])]
 
 
 def random_paths(costing: Costing, count: int, generator: torch.Generator) -> list[BlockChoice]:
@@ -57,12 +59,24 @@ def random_paths(costing: Costing, count: int, generator: torch.Generator) -> li
     return draw(torch.softmax(uniform, dim=1), costing, count, generator)
 
 
-def draw(probabilities: Tensor, costing: Costing, count: int, generator: torch.Generator) -> list[BlockChoice]:
-    """``count`` paths from ``(blocks, operations)`` probabilities, those over budget drawn again."""
+def draw(
+    probabilities: Tensor,
+    costing: Costing,
+    count: int,
+    generator: torch.Generator,
+    known: Sequence[BlockChoice] = (),
+) -> list[BlockChoice]:
+    """Different paths from ``(blocks, operations)`` probabilities, within budget and none of those that are known.
+
+    Returns:
+        ``count`` of them; fewer where so many are hardly to be found, as under a very tight budget.
+    """
     paths: list[BlockChoice] = []
-    while len(paths) < count:
+    draws = 0
+    while len(paths) < count and (draws < DRAWS_PER_PATH * count or not (paths or known)):
+        draws += 1
         path = tuple(torch.multinomial(probabilities, 1, generator=generator).squeeze(1).tolist())
-        if costing.fits(path):
+        if costing.fits(path) and path not in known and path not in paths:
             paths.append(path)
     return paths
 

@@ -52,3 +52,26 @@ def test_random_architectures_keep_to_the_budget_and_are_not_all_alike():
     paths = result.random_paths(limited, 20, generator(0))
     assert all(limited.size_mib(path) <= 0.05 for path in paths)
     assert len(set(paths)) > 10
+
+
+def test_candidates_are_all_different_however_sure_the_search_is():
+    alpha = torch.zeros(4, 8)
+    alpha[:, 2] = 4.0  # draws are the argmax most of the time
+    paths = result.candidates(alpha, costing(), 16, generator(0))
+    assert len(set(paths)) == len(paths) == 16
+
+
+def test_neighbours_come_by_how_much_less_probable_they_are_in_whichever_block():
+    alpha = torch.full((4, 8), -9.0)
+    alpha[:, 0] = 0.0
+    alpha[0, 1:3] = -2.4  # block 0 is sure of its choice, block 1 torn between three
+    alpha[1, 1:3] = -0.3
+    alpha[2, 5] = -1.0
+    paths = result.candidates(alpha, costing(), 10, generator(0))
+    assert paths[:5] == [(0, 0, 0, 0), (0, 1, 0, 0), (0, 2, 0, 0), (0, 0, 5, 0), (1, 0, 0, 0)]
+
+
+def test_where_the_budget_leaves_but_one_path_it_is_the_only_one_drawn():
+    least, _ = costing().range("size_mib")
+    assert result.random_paths(costing(least), 8, generator(0)) == [(7, 7, 7, 7)]
+    assert result.candidates(torch.zeros(4, 8), costing(least), 8, generator(0)) == [(7, 7, 7, 7)]
