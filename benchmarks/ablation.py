@@ -36,6 +36,7 @@ from covidnet.search import budget, dnas, run
 VARIANT = "S"
 PENALTY = 0.3  # of a cost as large as its limit, in nats
 ALL = "all guards"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#777777")
 
 
 @contextmanager
@@ -164,25 +165,24 @@ def line(one: dict[str, Any]) -> str:
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
     """Left the probability of identity over the search, right what found and random architectures reach."""
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=110)
-    curves, strips = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    colors = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#777777"]
-    for at, (one, color) in enumerate(zip(rows, colors, strict=False)):
+    figure = Figure(figsize=(10.4, 3.8), layout="constrained", dpi=110)
+    curves, strips = figure.subplots(1, 2)
+    grey = "#777777"
+    bar = {"linewidth": 6, "solid_capstyle": "butt", "alpha": 0.4}
+    strips.plot([], [], color=grey, label="random ones in the supernet, mean to best", **bar)
+    strips.scatter([], [], color=grey, s=40, label="found one in the supernet")
+    strips.scatter([], [], facecolor="white", edgecolor=grey, s=40, label="found one trained from scratch")
+    for at, (one, color) in enumerate(zip(rows, COLORS, strict=False)):
         curves.plot(one["curve"]["step"], [100 * value for value in one["curve"]["identity"]], color=color)
-        strips.plot(
-            [100 * one["random_accuracy_mean"], 100 * one["random_accuracy_max"]], [at] * 2, color=color, alpha=0.4,
-            linewidth=6, solid_capstyle="butt",
-        )  # fmt: skip
+        strips.plot([100 * one["random_accuracy_mean"], 100 * one["random_accuracy_max"]], [at] * 2, color=color, **bar)
         strips.scatter(100 * one["supernet_accuracy"], at, color=color, s=40, zorder=3)
         strips.scatter(100 * one["retrained_accuracy"], at, facecolor="white", edgecolor=color, s=40, zorder=3)
     curves.set_xlabel("step")
     curves.set_ylabel("probability of identity, %")
     strips.set_yticks(range(len(rows)), [one["name"] for one in rows])
-    strips.invert_yaxis()
-    strips.set_xlabel(
-        "accuracy, % (bar: random ones in the supernet, mean to best;\n"
-        "dot: found one in the supernet; ring: trained from scratch)"
-    )
+    strips.set_ylim(len(rows) + 0.7, -0.5)  # the first on top, the legend below
+    strips.set_xlabel("accuracy on validation, %")
+    strips.legend(loc="lower left", fontsize=8, frameon=False)
     save(figure, out)
 
 
