@@ -231,3 +231,10 @@ def test_training_scans_that_are_all_alike_are_refused():
     alike = np.full((12, 8, 16, 16), 90, np.uint8)
     with pytest.raises(CovidnetError, match="training scans are all alike"):
         novelty.fit(alike, alike[:2], 0.05)
+
+
+def test_a_cell_that_hardly_varies_leaves_the_others_their_weight() -> None:
+    known = np.random.default_rng(0).normal(size=(400, 2))
+    known = (known - known.mean(axis=0)) / known.std(axis=0) * [1, 1.0001e-3]
+    mean, whitening = novelty._normal(known)
+    assert novelty._distances(mean + np.array([[1.0, 0.0]]), mean, whitening) == pytest.approx([1.0], abs=0.05)

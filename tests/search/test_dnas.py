@@ -138,6 +138,15 @@ def test_a_space_is_data_and_takes_another_operation():
     assert Supernet(space, 1, 3)(torch.randn(2, 1, 8, 16, 16), (0,)).shape == (2, 3)
 
 
+def test_an_architecture_that_diverges_stops_the_search_though_the_weights_are_well(tmp_path, monkeypatch):
+    def watch(self, accuracy):
+        self.alpha.data[1, 2] = float("nan")
+
+    monkeypatch.setattr(dnas._Run, "_watch", watch)
+    with pytest.raises(CovidnetError, match=r"diverged at step 4; lower search.lr .* or search.alpha_lr"):
+        run(tmp_path, SETTINGS)
+
+
 def test_a_path_of_identities_alone_moves_nothing():
     tight = costing(receptive_field=3.001)
     torch.manual_seed(0)

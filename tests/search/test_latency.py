@@ -154,8 +154,10 @@ def test_a_machine_is_busy_where_networks_take_something_else_than_their_parts(t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert latency.deviation([(2.0, 3.0), (4.0, 3.0)]) == pytest.approx(0.375)
     measured = replace(TABLE, space="covidnet3d-s", strides=SPACES["S"].strides, check=((1.0, 1.0 + latency.BUSY),))
-    monkeypatch.setattr(latency, "measure", lambda *_: measured)
+    asked = []
+    monkeypatch.setattr(latency, "measure", lambda *how: asked.append(how) or measured)
     latency.cached(SPACES["S"], SIZE, 1, "cpu", "openvino")
+    assert asked == [(SPACES["S"], SIZE, 1, "cpu", "openvino", 0)]  # as many threads as the engine likes
     assert len(list(tmp_path.rglob("*.json"))) == 1  # just not too busy
     monkeypatch.setattr(latency, "measure", lambda *_: replace(measured, check=((1.0, 1.0 - 2 * latency.BUSY),)))
     latency.cached(SPACES["S"], (8, 16, 32), 1, "cpu", "openvino")

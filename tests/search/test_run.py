@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,13 +48,20 @@ def searched(tmp_path_factory):
     )  # fmt: skip
     config = config.model_copy(update={"search": search})
     data = packed({"train": 12, "validation": 6, "test": 3})
-    logged = []
+    logged, judged = [], SimpleNamespace(of=0, done=0)
+
+    @contextmanager
+    def counted(title, total):
+        judged.of = total
+        yield lambda note: setattr(judged, "done", judged.done + 1)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "progress", counted)
         patch.setitem(SPACES, "S", SPACE)
         metrics = run.run(
             config, data, "S", torch.device("cpu"), work, log=lambda step, figures: logged.append((step, figures))
         )
-        yield SimpleNamespace(work=work, metrics=metrics, config=config, data=data, logged=logged)
+        yield SimpleNamespace(work=work, metrics=metrics, config=config, data=data, logged=logged, judged=judged)
 
 
 def test_its_folder_holds_the_network_its_reasons_and_nothing_of_the_way_there(searched):
@@ -78,6 +86,11 @@ def test_the_network_is_the_candidate_of_least_loss_and_keeps_to_the_budget(sear
     assert searched.metrics["size_mib"] <= BUDGET
     identity = len(SPACE.operations) - 1
     assert searched.metrics["identity_blocks"] == best["path"].count(identity)
+
+
+def test_the_progress_of_judging_ends_at_all_that_is_judged(searched):
+    told = json.loads((searched.work / "search.json").read_text())
+    assert searched.judged.of == searched.judged.done == len(told["candidates"]) + 1 + len(told["random"])
 
 
 def test_it_is_set_beside_random_networks_of_the_same_budget(searched):
