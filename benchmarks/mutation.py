@@ -45,10 +45,13 @@ EQUIVALENT = {
     ("covidnet/search/budget.py", "low, high = high, high * 4", "4", "5"): "any growth brackets it",
     ("covidnet/search/budget.py", "high < 1e9", "1000000000.0", "1000000001.0"): "a bound that ends what has no end",
     ("covidnet/search/budget.py", "for _ in range(3 if", "3", "4"): "a round more than is needed",
+    ("covidnet/search/budget.py", "for _ in range(3 if", "1", "2"): "a round more than is needed",
     ("covidnet/search/dnas.py", "scans, _ = self.weight_half.batch(0, self.settings.batch, self.seed)", "0", "1"):
         "a sample of the shape, whichever batch",
     ("covidnet/search/latency.py", "len(rows[0])", "0", "1"): "all rows are as long",
     ("covidnet/search/run.py", "candidates(searched.alpha", "11", "12"): "another stream of random numbers",
+    ("covidnet/search/untrained.py", "1 / np.sqrt", "1 / np.sqrt(np.prod(shape[1:]))", "1 * np.sqrt(np.prod(shape[1:]))"):
+        "its values are of no network, only its speed counts",
     ("covidnet/search/untrained.py", "1 / 127.5", "127.5", "128.5"): "its values are of no network, only its speed counts",
     ("covidnet/search/untrained.py", 'helper.make_opsetid("", 20)', "20", "21"): "both have the operators",
 }  # fmt: skip

@@ -10,6 +10,7 @@ from covidnet.models.covidnet3d import Operation, Space
 from covidnet.models.supernet import Supernet
 from covidnet.search import dnas
 from covidnet.search.gumbel import sample
+from covidnet.training.loop import one_cycle
 from covidnet.training.volumes import generator
 from tests.toy_space import SPACE, costing, volumes
 
@@ -33,6 +34,24 @@ def run(work, settings, seed=0, stop_after=None, augment=STILL):
 
 
 SETTINGS = Search(size=(8, 16, 16), batch=8, warmup_steps=4, steps=8, budget=Budget(size_mib=None))
+
+
+def test_the_learning_rate_rises_then_falls_by_half_a_cosine_and_never_to_zero():
+    torch.manual_seed(0)
+    settings = SETTINGS.model_copy(update={"warmup_steps": 30, "steps": 10, "batch": 4})
+    state = dnas._Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), settings, STILL, 0)
+    rates = []
+    for _ in range(40):
+        state.iterate()
+        rates.append({group["lr"] for group in state.weight_optimizer.param_groups})
+    assert all(len(of_all) == 1 for of_all in rates)
+    shares = [of_all.pop() / settings.lr for of_all in rates]
+    top = shares.index(max(shares))
+    assert shares[top] == pytest.approx(1, abs=0.01)
+    assert 0 < top <= 3
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    assert shares[-1] == pytest.approx(one_cycle(0.75 * 39 / 40, warmup=0.05))
+    assert 0.1 < shares[-1] < 0.25
 
 
 def test_every_block_gets_an_architecture_gradient_within_a_few_steps():
