@@ -42,14 +42,14 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#777777")
 @contextmanager
 def penalised() -> Iterator[None]:
     """Paths drawn from softmax(alpha) as it is, and expected cost over limit added to the loss of alpha."""
-    whole, begin = dnas._Run._loss, dnas._Run.__init__
+    whole, begin = dnas.Run._loss, dnas.Run.__init__
 
-    def without_limit(self: dnas._Run, supernet: Supernet, costing: budget.Costing, *others: Any) -> None:
+    def without_limit(self: dnas.Run, supernet: Supernet, costing: budget.Costing, *others: Any) -> None:
         free = copy.copy(costing)
         free.within = lambda alpha: alpha  # type: ignore[method-assign]
         begin(self, supernet, free, *others)
 
-    def loss(self: dnas._Run, half: Any, step: int, stream: int, path: list[int], gates: Tensor | None) -> Any:
+    def loss(self: dnas.Run, half: Any, step: int, stream: int, path: list[int], gates: Tensor | None) -> Any:
         found, accuracy = whole(self, half, step, stream, path, gates)
         if gates is None:
             return found, accuracy
@@ -57,7 +57,7 @@ def penalised() -> Iterator[None]:
         shares = [(p * share.to(p)).sum() for share in self.costing._shares.values()]
         return found + PENALTY * torch.stack(shares).sum(), accuracy
 
-    with patch.object(dnas._Run, "__init__", without_limit), patch.object(dnas._Run, "_loss", loss):
+    with patch.object(dnas.Run, "__init__", without_limit), patch.object(dnas.Run, "_loss", loss):
         yield
 
 

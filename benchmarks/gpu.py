@@ -73,7 +73,10 @@ def searched(config: Config, scans: int, steps: int, device: torch.device, roof:
     costing = Costing(cost.table(space, settings.size, config.channels, 3), settings.budget)
     torch.manual_seed(0)
     supernet = place(Supernet(space, config.channels, 3, settings.share_weights), device)
-    run = dnas._Run(supernet, costing, half, half, settings, config.augment, 0)
+    run = dnas.Run(supernet, costing, half, half, settings, config.augment, 0)
+
+    def update_weights(temperature: float) -> object:
+        return run._update_weights(run._drawn(temperature))
 
     def once(update_once: Callable[[float], object]) -> Callable[[], None]:
         def step() -> None:
@@ -84,7 +87,7 @@ def searched(config: Config, scans: int, steps: int, device: torch.device, roof:
 
     reset_peak(device)
     with graphs.recorded(run.parts(), True):
-        weights_s, alpha_s = (seconds(once(kind), steps, device) for kind in (run._update_weights, run._update_alpha))
+        weights_s, alpha_s = (seconds(once(kind), steps, device) for kind in (update_weights, run._update_alpha))
     network = drawn(costing, supernet, config, settings.size, 0)
     floor = floor_s(network, settings.size, config.channels, settings.batch, roof)
     total = settings.warmup_steps * weights_s + settings.steps * (weights_s + alpha_s)

@@ -49,7 +49,7 @@ EQUIVALENT = {
     ("covidnet/search/dnas.py", "scans, _ = self.weight_half.batch(0, self.settings.batch, self.seed)", "0", "1"):
         "a sample of the shape, whichever batch",
     ("covidnet/search/latency.py", "len(rows[0])", "0", "1"): "all rows are as long",
-    ("covidnet/search/run.py", "candidates(searched.alpha", "11", "12"): "another stream of random numbers",
+    ("covidnet/search/dnas.py", "generator(self.seed, 11)", "11", "12"): "another stream of random numbers",
     ("covidnet/search/untrained.py", "1 / np.sqrt", "1 / np.sqrt(np.prod(shape[1:]))", "1 * np.sqrt(np.prod(shape[1:]))"):
         "its values are of no network, only its speed counts",
     ("covidnet/search/untrained.py", "1 / 127.5", "127.5", "128.5"): "its values are of no network, only its speed counts",

@@ -134,13 +134,13 @@ def prepare(kind: str, settings: dict[str, Any], warm: bool = True) -> Callable[
         return fresh
     supernet = supernet.to(device()) if kind == "straightforward" else place(supernet, device())
     search = Search(size=size, batch=batch, warmup_steps=0, steps=10**6, alpha_lr=1e-9, budget=Budget(size_mib=None))
-    run = dnas._Run(supernet, costing, half, half, search, still, 0)
+    run = dnas.Run(supernet, costing, half, half, search, still, 0)
     if kind == "all paths":
         run._loss = all_paths(run)  # type: ignore[method-assign]
     return lambda number: run.iterate
 
 
-def all_paths(run: dnas._Run) -> Callable[..., tuple[Tensor, Tensor]]:
+def all_paths(run: dnas.Run) -> Callable[..., tuple[Tensor, Tensor]]:
     """The loss of first-order DARTS in place of that of one path: every operation, weighted by its probability."""
 
     def loss(half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -153,8 +153,12 @@ class Budget(Section):
 
 
 class Search(Section):
-    """Differentiable architecture search (DESIGN: the search)."""
+    """Architecture search (DESIGN: the search)."""
 
+    method: Literal["dnas", "evolution"] = Field(
+        "dnas",
+        description="dnas: differentiable, the paper's; evolution: a population judged by accuracy, size and potential",
+    )
     variants: tuple[Variant, ...] = Field(("S",), description="search spaces, each searched and retrained")
     size: Shape = Field((16, 64, 64), description="(D, H, W) that the supernet sees; packed scans are resized to it")
     strides: tuple[Stride, Stride, Stride, Stride, Stride, Stride] | None = Field(
@@ -164,8 +168,14 @@ class Search(Section):
     )
     share_weights: bool = Field(True, description="candidates of a block are crops of one k=7, e=6 kernel")
     batch: int = Field(16, ge=2, description="scans per weight update")
-    warmup_steps: int = Field(450, ge=0, description="weight updates with uniformly sampled paths before alpha moves")
-    steps: int = Field(350, ge=1, description="joint iterations: one weight and one architecture update each")
+    warmup_steps: int = Field(
+        450, ge=0, description="weight updates with uniformly sampled paths before the architecture moves"
+    )
+    steps: int = Field(
+        350,
+        ge=1,
+        description="afterwards; dnas: a weight and an architecture update each, evolution: a weight update each",
+    )
     lr: float = Field(8e-3, gt=0, description="highest learning rate of the weights (AdamW)")
     weight_decay: float = Field(1e-3, ge=0, description="of the weights; decoupled (AdamW)")
     alpha_lr: float = Field(0.06, gt=0, description="learning rate of the architecture parameters (Adam)")
@@ -175,7 +185,9 @@ class Search(Section):
     latency_table: str | None = Field(
         None, description="what `covidnet latency` wrote on the machine that will serve; null: measured here"
     )
-    candidates: int = Field(16, ge=1, description="argmax, neighbours and likely draws compared inside the supernet")
+    candidates: int = Field(
+        16, ge=1, description="dnas: argmax, neighbours and likely draws compared inside the supernet"
+    )
     random: int = Field(8, ge=2, description="random architectures that the result is compared with")
 
 

@@ -25,7 +25,7 @@ def draw(searched: Path) -> None:
     space = Genotype.load(searched / "genotype.json").space
     told = json.loads((searched / "search.json").read_text())
     probabilities = np.load(searched / "probabilities.npy", allow_pickle=False).astype(np.float64)
-    begin = next((row["step"] for row in told["history"] if row["phase"] == "joint"), None)
+    begin = next((row["step"] for row in told["history"] if row["phase"] != "warm-up"), None)
     steps = [row["step"] for row in told["history"]]
     picture(space, steps, probabilities, begin, told["found"]["path"]).savefig(searched / "probabilities.png")
 

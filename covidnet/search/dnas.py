@@ -22,7 +22,8 @@ from covidnet.data.augment import augment, mixup
 from covidnet.errors import CovidnetError
 from covidnet.models.supernet import Supernet
 from covidnet.progress import progress, tell
-from covidnet.search.budget import Costing
+from covidnet.search import result
+from covidnet.search.budget import BlockChoice, Costing
 from covidnet.search.collapse import Watch
 from covidnet.search.gumbel import anneal, entropy, sample
 from covidnet.training import distributed, graphs
@@ -37,6 +38,7 @@ class Searched:
     """What the search leaves; the supernet holds the trained weights.
 
     Args:
+        candidates: architectures within budget, one of which is the result.
         alpha: ``(blocks, operations)`` architecture parameters.
         history: a few hundred rows of what happened: step, phase, temperature, entropy, losses, expected size, health.
         probabilities: ``(rows, blocks, operations)`` that paths were drawn from, a row of ``history`` each.
@@ -44,6 +46,7 @@ class Searched:
         collapse: step and reason, where the architecture went back to its last healthy state.
     """
 
+    candidates: list[BlockChoice]
     alpha: Tensor
     history: list[dict[str, Any]]
     probabilities: Tensor
@@ -80,14 +83,19 @@ def search(
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
     """
     distributed.check_batch(settings.batch, "search.batch")
-    run = _Run(supernet, costing, weight_half, alpha_half, settings, augmentation, seed)
+    run = Run(supernet, costing, weight_half, alpha_half, settings, augmentation, seed)
+    return carry_out(run, work, title, after_warmup, log)
+
+
+def carry_out(run: "Run", work: Path, title: str, after_warmup: Callable[[], float], log: Log) -> Searched:
+    """All iterations of a search, from where its checkpoint in ``work`` left it; as `search`."""
+    settings = run.settings
     checkpoint = Checkpoint(work / "checkpoint.pt")
     if saved := distributed.from_first(checkpoint.load()):
         run.load_state(saved)
-    total = settings.warmup_steps + settings.steps
-    with graphs.recorded(run.parts(), True), graceful() as interrupted, progress(title, total, run.step) as advance:
-        while run.step < total:
-            if run.step == settings.warmup_steps and run.warmup_accuracy is None:
+    with graphs.recorded(run.parts(), True), graceful() as interrupted, progress(title, run.total, run.step) as advance:
+        while run.step < run.total:
+            if run.step == run.warmup_steps and run.warmup_accuracy is None:
                 run.warmup_accuracy = after_warmup()
             healthy = run.watch.collapse is None
             row = run.iterate()
@@ -110,6 +118,7 @@ def search(
                 checkpoint.save(run.state())
     checkpoint.save(run.state())  # selection comes after; a kill there must not cost the search
     return Searched(
+        run.candidates(),
         run.alpha.detach().cpu(),
         run.history,
         torch.stack(run.probabilities),
@@ -118,7 +127,7 @@ def search(
     )
 
 
-class _Run:
+class Run:
     """The state of a search and one iteration of it."""
 
     def __init__(
@@ -133,7 +142,7 @@ class _Run:
     ) -> None:
         self.supernet, self.costing, self.settings, self.augmentation = supernet, costing, settings, augmentation
         self.weight_half, self.alpha_half, self.seed = weight_half, alpha_half, seed
-        self.step = 0
+        self.step, self.warmup_steps, self.total = 0, settings.warmup_steps, settings.warmup_steps + settings.steps
         self.history: list[dict[str, Any]] = []
         self.probabilities: list[Tensor] = []
         self.warmup_accuracy: float | None = None
@@ -165,7 +174,7 @@ class _Run:
             "alpha_loss": None,
             "path_accuracy": None,
         }
-        weight_loss = self._update_weights(temperature if joint else 1.0)
+        weight_loss = self._update_weights(self._drawn(temperature if joint else 1.0))
         if joint and self.watch.collapse is None:
             alpha_loss, accuracy = self._update_alpha(temperature)
             row["alpha_loss"], row["path_accuracy"] = float(alpha_loss), self._watch(float(accuracy))
@@ -175,7 +184,7 @@ class _Run:
         row["expected_size_mib"] = float(self.costing.costs.size_mib(probabilities))
         row["expected_macs"] = float(self.costing.costs.expected_macs(probabilities))
         self.step += 1
-        if self.step % max(1, total // 400) == 0 or self.step == total:
+        if self.step % max(1, self.total // 400) == 0 or self.step == self.total:
             self.history.append(row)
             self.probabilities.append(probabilities.cpu())
         return row
@@ -210,14 +219,24 @@ class _Run:
         names = [str(operations[i].kernel or "-") for i in self.scores.argmax(dim=1).tolist()]
         return " ".join("".join(layer) for layer in self.supernet.space.layers(names))
 
-    def _update_weights(self, temperature: float) -> Tensor:
-        """Update the weights of one path; while warming up it is drawn as uniformly as the budget allows.
+    def candidates(self) -> list[BlockChoice]:
+        """Architectures to choose the result from."""
+        return result.candidates(
+            self.alpha.detach().cpu(), self.costing, self.settings.candidates, generator(self.seed, 11)
+        )
+
+    def _drawn(self, temperature: float) -> BlockChoice:
+        """The path of this step's weight update; while warming up it is drawn as uniformly as the budget allows."""
+        path, _ = sample(self.scores, temperature, generator(self.seed, 0, self.step))
+        return tuple(path.tolist())
+
+    def _update_weights(self, path: BlockChoice) -> Tensor:
+        """Update the weights of a path.
 
         Returns:
             the loss.
         """
-        path, _ = sample(self.scores, temperature, generator(self.seed, 0, self.step))
-        loss, _ = self._loss(self.weight_half, self.step, 1, path.tolist(), None)
+        loss, _ = self._loss(self.weight_half, self.step, 1, path, None)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.average_gradients(self.weights)
@@ -234,7 +253,7 @@ class _Run:
         path, gates = sample(self.costing.within(self.alpha), temperature, generator(self.seed, 2, self.step))
         for weight in self.weights:
             weight.requires_grad_(False)
-        loss, accuracy = self._loss(self.alpha_half, self.step, 3, path.tolist(), gates)
+        loss, accuracy = self._loss(self.alpha_half, self.step, 3, tuple(path.tolist()), gates)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # a tight budget draws paths of identities alone, which no gate takes part in
             loss.backward()
@@ -245,7 +264,7 @@ class _Run:
         return distributed.mean(loss), distributed.mean(accuracy)
 
     def _loss(
-        self, half: Volumes, step: int, stream: int, path: list[int], gates: Tensor | None
+        self, half: Volumes, step: int, stream: int, path: BlockChoice, gates: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of a path on this process's share of a step's batch."""
         scans, labels = half.batch(step, self.settings.batch, self.seed + stream)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +19,8 @@ from covidnet.models.covidnet3d import Space, space_of
 from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import synchronise
 from covidnet.progress import first_process, progress, tell
-from covidnet.search import result
+from covidnet.search import dnas, evolution, result
 from covidnet.search.budget import BlockChoice, Costing
-from covidnet.search.dnas import search
 from covidnet.search.latency import LatencyTable, cached
 from covidnet.training import distributed
 from covidnet.training.logs import Log, silent
@@ -51,18 +51,19 @@ def run(
     synchronise(supernet)
     random = result.random_paths(costing, settings.random, generator(config.seed, 10))
 
-    def judge(path: BlockChoice, held_out: Volumes) -> result.Judgement:
+    def judge(path: BlockChoice, held_out: Volumes, batches: int = 6) -> result.Judgement:
         genotype = result.genotype_of(path, supernet, variant, config.classes, settings.size)
-        return result.judge(supernet, genotype, weight_half, held_out)
+        return result.judge(supernet, genotype, weight_half, held_out, batches)
 
     def accuracy_before_alpha_moves() -> float:
         return float(np.mean([judge(path, validation).accuracy for path in random[:4]]))
 
+    search = dnas.search if settings.method == "dnas" else partial(evolution.search, judge=judge)
     searched = search(
         supernet, costing, weight_half, alpha_half, settings, config.augment,
         seed=config.seed, work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves, log=log,
     )  # fmt: skip
-    paths = result.candidates(searched.alpha, costing, settings.candidates, generator(config.seed, 11))
+    paths = searched.candidates
     with progress(f"judge {space.name}", len(paths) + 1 + len(random)) as advance:
         judged = []
         for path in paths:
@@ -99,7 +100,8 @@ def run(
     details = {
         "variant": variant,
         "operations": [operation.name for operation in space.operations],
-        "alpha": searched.alpha.tolist(),
+        "method": settings.method,
+        "alpha": searched.alpha.tolist() if settings.method == "dnas" else None,
         "history": searched.history,
         "collapse": searched.collapse,
         "budget": settings.budget.model_dump(),

@@ -19,7 +19,7 @@ def state_of():
         torch.manual_seed(0)
         settings = Search(size=SIZE, batch=4, warmup_steps=2, steps=2)
         supernet, half = run.Supernet(SPACE, 1, 3), volumes(12)
-        return dnas._Run(supernet, costing(LIMIT_MIB), half, half, settings, Augment(), 0)
+        return dnas.Run(supernet, costing(LIMIT_MIB), half, half, settings, Augment(), 0)
 
     return make
 

@@ -92,7 +92,7 @@ def search(work, steps, planted_at=None, stop_after=None):
     settings = Search(size=SIZE, batch=8, warmup_steps=4, steps=steps, budget=Budget(size_mib=None))
     still = Augment(flip=False, rotate_deg=0, scale=0, shift=0, intensity=0, noise=0)
     halves = volumes(0), volumes(1)
-    state = dnas._Run(Supernet(SPACE, 1, 3), Costing(COSTS, settings.budget), *halves, settings, still, 0)
+    state = dnas.Run(Supernet(SPACE, 1, 3), Costing(COSTS, settings.budget), *halves, settings, still, 0)
     honest = state._update_alpha
 
     def planted(temperature):
@@ -130,7 +130,7 @@ def test_a_search_resumed_after_its_collapse_knows_of_it(tmp_path):
     whole = search(tmp_path, 24, planted_at=8, stop_after=22)
     assert whole.watch.collapse["step"] < 22
     torch.manual_seed(0)
-    resumed = dnas._Run(
+    resumed = dnas.Run(
         Supernet(SPACE, 1, 3), whole.costing, volumes(0), volumes(1), whole.settings, whole.augmentation, 0
     )
     resumed.load_state(torch.load(tmp_path / "checkpoint.pt", weights_only=True))

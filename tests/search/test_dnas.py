@@ -20,7 +20,7 @@ STILL = Augment(flip=False, rotate_deg=0, scale=0, shift=0, intensity=0, noise=0
 def run(work, settings, seed=0, stop_after=None, augment=STILL):
     torch.manual_seed(seed)
     supernet = Supernet(SPACE, 1, 3)
-    state = dnas._Run(supernet, costing(), volumes(), volumes(seed=1), settings, augment, seed)
+    state = dnas.Run(supernet, costing(), volumes(), volumes(seed=1), settings, augment, seed)
     if stop_after is not None:
         for _ in range(stop_after):
             state.iterate()
@@ -39,7 +39,7 @@ SETTINGS = Search(size=(8, 16, 16), batch=8, warmup_steps=4, steps=8, budget=Bud
 def test_the_learning_rate_rises_then_falls_by_half_a_cosine_and_never_to_zero():
     torch.manual_seed(0)
     settings = SETTINGS.model_copy(update={"warmup_steps": 30, "steps": 10, "batch": 4})
-    state = dnas._Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), settings, STILL, 0)
+    state = dnas.Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), settings, STILL, 0)
     rates = []
     for _ in range(40):
         state.iterate()
@@ -56,7 +56,7 @@ def test_the_learning_rate_rises_then_falls_by_half_a_cosine_and_never_to_zero()
 
 def test_every_block_gets_an_architecture_gradient_within_a_few_steps():
     torch.manual_seed(0)
-    state = dnas._Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
+    state = dnas.Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     touched = torch.zeros(4, dtype=torch.bool)
     for _ in range(12):
         state.iterate()
@@ -85,7 +85,7 @@ def test_the_supernet_is_judged_once_when_the_warm_up_ends(tmp_path):
 def test_a_step_takes_the_loss_of_the_supernet_in_full_precision():
     torch.manual_seed(0)
     supernet = Supernet(SPACE, 1, 3)
-    state = dnas._Run(supernet, costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
+    state = dnas.Run(supernet, costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     path = [0, 3, 7, 5]
     scans, labels = state.weight_half.batch(2, SETTINGS.batch, 1)
     logits = supernet(augment(scans, STILL, generator(0, 1, 2)), path, None)
@@ -97,7 +97,7 @@ def test_a_step_takes_the_loss_of_the_supernet_in_full_precision():
 
 def test_the_architecture_update_leaves_the_weights_alone():
     torch.manual_seed(0)
-    state = dnas._Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
+    state = dnas.Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     state.iterate()
     before = {name: value.clone() for name, value in state.supernet.named_parameters()}
     grads = [None if p.grad is None else p.grad.clone() for p in state.supernet.parameters()]
@@ -161,7 +161,7 @@ def test_an_architecture_that_diverges_stops_the_search_though_the_weights_are_w
     def watch(self, accuracy):
         self.alpha.data[1, 2] = float("nan")
 
-    monkeypatch.setattr(dnas._Run, "_watch", watch)
+    monkeypatch.setattr(dnas.Run, "_watch", watch)
     with pytest.raises(CovidnetError, match=r"diverged at step 4; lower search.lr .* or search.alpha_lr"):
         run(tmp_path, SETTINGS)
 
@@ -169,6 +169,6 @@ def test_an_architecture_that_diverges_stops_the_search_though_the_weights_are_w
 def test_a_path_of_identities_alone_moves_nothing():
     tight = costing(receptive_field=3.001)
     torch.manual_seed(0)
-    state = dnas._Run(Supernet(SPACE, 1, 3), tight, volumes(), volumes(seed=1), SETTINGS, STILL, 0)
+    state = dnas.Run(Supernet(SPACE, 1, 3), tight, volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     state._update_alpha(1.0)
     assert float(state.alpha.detach().abs().max()) == 0

@@ -141,3 +141,18 @@ def test_the_halves_share_no_patient_and_leave_none_out(searched):
 def test_a_class_of_one_patient_cannot_be_halved(searched):
     with pytest.raises(CovidnetError, match="patient"):
         run.halves(searched.config, packed({"train": 3, "validation": 3}), torch.device("cpu"))
+
+
+def test_an_evolutionary_search_leaves_the_same_files(searched, tmp_path, monkeypatch):
+    monkeypatch.setitem(SPACES, "S", SPACE)
+    search = searched.config.search.model_copy(update={"method": "evolution", "steps": 8})
+    config = searched.config.model_copy(update={"search": search})
+    metrics = run.run(config, searched.data, "S", torch.device("cpu"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in searched.work.iterdir()}
+    assert metrics.keys() == searched.metrics.keys()
+    told = json.loads((tmp_path / "search.json").read_text())
+    assert (told["method"], told["alpha"]) == ("evolution", None)
+    assert metrics["size_mib"] <= BUDGET
+    assert told["found"]["path"] == min(told["candidates"], key=lambda one: one["loss"])["path"]
+    assert np.load(tmp_path / "probabilities.npy").shape == (20, 4, 8)
+    assert [row["phase"] for row in told["history"]] == ["warm-up"] * 12 + ["evolution"] * 8

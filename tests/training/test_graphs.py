@@ -25,7 +25,7 @@ def losses(share_weights: bool, recorded: bool, steps: int = 6) -> list[float]:
     half = Volumes(scans.to(device), (torch.arange(32) % 3).to(device))
     torch.manual_seed(0)
     supernet = place(Supernet(space, 1, 3, share_weights), device)
-    run = dnas._Run(supernet, Costing(cost.table(space, SIZE, 1, 3), Budget()), half, half, settings, Augment(), 0)
+    run = dnas.Run(supernet, Costing(cost.table(space, SIZE, 1, 3), Budget()), half, half, settings, Augment(), 0)
     with graphs.recorded(run.parts() if recorded else [], half=True):
         rows = [run.iterate() for _ in range(steps)]
         assert all(("forward" in vars(part)) is recorded for part in supernet.calibrations)
