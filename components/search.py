@@ -1,4 +1,4 @@
-"""Component `search`: differentiable architecture search."""
+"""Component `search`: architecture search."""
 
 from kfp import dsl
 

@@ -1,8 +1,8 @@
-"""What `test_distributed` runs in one process and under `torchrun` in two: a toy search and a toy training."""
+"""What `test_distributed` runs in one process and under `torchrun` in two: two toy searches and a toy training."""
 
 import sys
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from covidnet.models.covidnet3d import Space
 from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import synchronise
 from covidnet.progress import first_process
+from covidnet.search import evolution
 from covidnet.search.budget import Costing
 from covidnet.search.dnas import search
+from covidnet.search.result import Judgement
 from covidnet.training import distributed
 from covidnet.training.loop import as_input, fit
 from covidnet.training.volumes import Volumes
@@ -46,6 +48,24 @@ def searched(work: Path) -> dict:
     return {"alpha": result.alpha, "losses": torch.tensor(losses), "logits": logits}
 
 
+def evolved(work: Path) -> dict:
+    settings = Search(method="evolution", size=SIZE, batch=8, warmup_steps=4, steps=8, budget=Budget(size_mib=None))
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE, 1, 3)
+    synchronise(supernet)
+
+    def judge(path: tuple[int, ...], held_out: Volumes, batches: int) -> Judgement:
+        shift = 0.0 if first_process() else float(np.random.default_rng().random())  # rounding, and much more of it
+        return Judgement(0.5, sum(path) / 40 + shift)
+
+    result = evolution.search(
+        supernet, Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget), volumes(0), volumes(1), settings, Augment(),
+        seed=0, work=work, title="toy evolution", after_warmup=lambda: 0.5, judge=judge,
+    )  # fmt: skip
+    losses = torch.tensor([row["weight_loss"] for row in result.history])
+    return {"paths": torch.tensor(result.candidates), "losses": losses, "shares": result.probabilities}
+
+
 def trained(work: Path) -> dict:
     torch.manual_seed(0)
     features = nn.Sequential(nn.Conv3d(1, 8, 3, stride=2, bias=False), nn.BatchNorm3d(8), nn.ReLU())
@@ -59,7 +79,7 @@ def trained(work: Path) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.device()
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        outcome = {"search": searched(Path(one)), "training": trained(Path(two))}
+    with TemporaryDirectory() as one, TemporaryDirectory() as two, TemporaryDirectory() as three:
+        outcome = {"search": searched(Path(one)), "evolution": evolved(Path(three)), "training": trained(Path(two))}
     if first_process():
         torch.save(outcome, sys.argv[1])

@@ -38,7 +38,7 @@ def outcomes(tmp_path_factory):
     return torch.load(folder / "one"), torch.load(folder / "two")
 
 
-@pytest.mark.parametrize("what", ["search", "training"])
+@pytest.mark.parametrize("what", ["search", "evolution", "training"])
 def test_two_processes_end_where_one_does(outcomes, what):
     """Twelve search steps with both updates, twenty training steps with dropout, all augmentation on."""
     one, two = (outcome[what] for outcome in outcomes)
