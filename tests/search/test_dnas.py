@@ -11,7 +11,7 @@ from covidnet.models.supernet import Supernet
 from covidnet.search import dnas
 from covidnet.search.gumbel import sample
 from covidnet.training.loop import one_cycle
-from covidnet.training.volumes import generator
+from covidnet.training.volumes import Volumes, generator
 from tests.toy_space import SPACE, costing, volumes
 
 STILL = Augment(flip=False, rotate_deg=0, scale=0, shift=0, intensity=0, noise=0)
@@ -164,6 +164,14 @@ def test_an_architecture_that_diverges_stops_the_search_though_the_weights_are_w
     monkeypatch.setattr(dnas.Run, "_watch", watch)
     with pytest.raises(CovidnetError, match=r"diverged at step 4; lower search.lr .* or search.alpha_lr"):
         run(tmp_path, SETTINGS)
+
+
+def test_health_is_judged_against_always_saying_the_most_frequent_class_of_the_judging_half(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(dnas, "Watch", lambda _, start, chance, batch: seen.update(chance=chance, batch=batch))
+    judging = Volumes(volumes(10).scans, torch.tensor([2] * 5 + [1] * 3 + [0] * 2))
+    dnas.Run(Supernet(SPACE, 1, 3), costing(), volumes(), judging, SETTINGS, STILL, 0)
+    assert (seen["chance"], seen["batch"]) == (0.5, SETTINGS.batch)
 
 
 def test_a_path_of_identities_alone_moves_nothing():
