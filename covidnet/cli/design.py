@@ -55,6 +55,7 @@ def baseline(
     epilog=example(
         "covidnet search --variant S",
         "covidnet search --variant S -S search.budget.size_mib=3",
+        "covidnet search --variant S -S search.method=evolution    # takes longer, at times finds better",
         "covidnet search --variant S --sweep 2.5,3,4    # accuracy over size, in results/sweep/S/front.png",
     )
 )

@@ -39,7 +39,7 @@ class Searched:
 
     Args:
         candidates: architectures within budget, one of which is the result.
-        alpha: ``(blocks, operations)`` architecture parameters.
+        alpha: ``(blocks, operations)`` architecture parameters; zeros where a population evolved instead.
         history: a few hundred rows of what happened: step, phase, temperature, entropy, losses, expected size, health.
         probabilities: ``(rows, blocks, operations)`` that paths were drawn from, a row of ``history`` each.
         warmup_accuracy: what ``after_warmup`` returned, before the architecture moved.
