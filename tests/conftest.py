@@ -1,3 +1,4 @@
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,6 +7,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_SCANS = REPOSITORY.parent / "shared" / "data"
+
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # what a shell starts in the background, and all its children, ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, which some tests send
 
 
 @pytest.fixture(scope="session")
