@@ -36,7 +36,7 @@ from covidnet.models import cost
 from covidnet.models.covidnet3d import SPACES
 from covidnet.models.supernet import Supernet
 from covidnet.search.budget import Costing
-from covidnet.search.dnas import search
+from covidnet.search.dnas import Run, search
 from covidnet.training.loop import place
 from covidnet.training.volumes import Volumes, generator
 
@@ -175,10 +175,8 @@ def search_step(packed: Volumes, steps: int) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as work:
         started = time.perf_counter()
-        search(
-            supernet, costing, packed, packed, settings, Augment(),
-            seed=0, work=Path(work), title="search", after_warmup=lambda: 0.0,
-        )  # fmt: skip
+        run = Run(supernet, costing, packed, packed, settings, Augment(), 0)
+        search(run, work=Path(work), title="search", after_warmup=lambda: 0.0)
         step_s = (time.perf_counter() - started) / steps
     return step_s, per_scan(load, 1)
 

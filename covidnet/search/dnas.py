@@ -54,27 +54,11 @@ class Searched:
     collapse: dict[str, Any] | None
 
 
-def search(
-    supernet: Supernet,
-    costing: Costing,
-    weight_half: Volumes,
-    alpha_half: Volumes,
-    settings: Search,
-    augmentation: Augment,
-    *,
-    seed: int,
-    work: Path,
-    title: str,
-    after_warmup: Callable[[], float],
-    log: Log = silent,
-) -> Searched:
-    """Train the supernet's weights and the architecture parameters.
+def search(run: "Run", *, work: Path, title: str, after_warmup: Callable[[], float], log: Log = silent) -> Searched:
+    """Train the supernet's weights and search the architecture, from where a checkpoint left it.
 
     Args:
-        supernet: on the device of the volumes.
-        costing: of the supernet's space at the search's input size.
-        weight_half: scans of one half of the training patients.
-        alpha_half: scans of the other half.
+        run: at its start; on the device of its volumes.
         work: folder for the checkpoint; a run of the same stage goes on from there.
         after_warmup: judges the supernet when the warm-up ends.
         log: takes the figures of every step.
@@ -82,14 +66,8 @@ def search(
     Raises:
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
     """
-    distributed.check_batch(settings.batch, "search.batch")
-    run = Run(supernet, costing, weight_half, alpha_half, settings, augmentation, seed)
-    return carry_out(run, work, title, after_warmup, log)
-
-
-def carry_out(run: "Run", work: Path, title: str, after_warmup: Callable[[], float], log: Log) -> Searched:
-    """All iterations of a search, from where its checkpoint in ``work`` left it; as `search`."""
     settings = run.settings
+    distributed.check_batch(settings.batch, "search.batch")
     checkpoint = Checkpoint(work / "checkpoint.pt")
     if saved := distributed.from_first(checkpoint.load()):
         run.load_state(saved)
@@ -128,7 +106,15 @@ def carry_out(run: "Run", work: Path, title: str, after_warmup: Callable[[], flo
 
 
 class Run:
-    """The state of a search and one iteration of it."""
+    """The state of a search and one iteration of it.
+
+    Args:
+        supernet: on the device of the volumes.
+        costing: of the supernet's space at the search's input size.
+        weight_half: scans of one half of the training patients.
+        alpha_half: scans of the other half.
+        seed: of all that is drawn.
+    """
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ it was last judged, so that what learns slowly isn't lost at once. Parents are t
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from covidnet.models.supernet import Supernet
 from covidnet.search import dnas, result
 from covidnet.search.budget import BlockChoice, Costing
 from covidnet.training import distributed
-from covidnet.training.logs import Log, silent
 from covidnet.training.volumes import Volumes, generator
 
 POPULATION, GENERATIONS, MUTATION = 12, 8, 0.1
@@ -46,36 +44,15 @@ class Individual:
         return self.accuracy or 0.0, unknown if self.potential is None else self.potential, -self.size_mib
 
 
-def search(
-    supernet: Supernet,
-    costing: Costing,
-    weight_half: Volumes,
-    judge_half: Volumes,
-    settings: Search,
-    augmentation: Augment,
-    *,
-    seed: int,
-    work: Path,
-    title: str,
-    after_warmup: Callable[[], float],
-    judge: Judge,
-    log: Log = silent,
-) -> dnas.Searched:
-    """Train the supernet's weights and evolve a population of its paths.
+class Evolution(dnas.Run):
+    """A search whose architectures are a population; `dnas.search` carries it out.
 
     Args:
         judge_half: scans of the other half of the training patients, which paths are judged on.
         judge: a path with shared weights on scans, its normalisation from so many batches of the weights' half.
 
-    The others, and what is raised, are those of `dnas.search`.
+    The others are those of `dnas.Run`.
     """
-    distributed.check_batch(settings.batch, "search.batch")
-    run = Evolution(supernet, costing, weight_half, judge_half, settings, augmentation, seed, judge)
-    return dnas.carry_out(run, work, title, after_warmup, log)
-
-
-class Evolution(dnas.Run):
-    """A search whose architectures are a population."""
 
     def __init__(
         self,

@@ -58,10 +58,10 @@ def run(
     def accuracy_before_alpha_moves() -> float:
         return float(np.mean([judge(path, validation).accuracy for path in random[:4]]))
 
-    search = dnas.search if settings.method == "dnas" else partial(evolution.search, judge=judge)
-    searched = search(
-        supernet, costing, weight_half, alpha_half, settings, config.augment,
-        seed=config.seed, work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves, log=log,
+    method = dnas.Run if settings.method == "dnas" else partial(evolution.Evolution, judge=judge)
+    searched = dnas.search(
+        method(supernet, costing, weight_half, alpha_half, settings, config.augment, config.seed),
+        work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves, log=log,
     )  # fmt: skip
     paths = searched.candidates
     with progress(f"judge {space.name}", len(paths) + 1 + len(random)) as advance:

@@ -26,11 +26,7 @@ def run(work, settings, seed=0, stop_after=None, augment=STILL):
             state.iterate()
         torch.save(state.state(), work / "checkpoint.pt")
         return supernet, None
-    searched = dnas.search(
-        supernet, costing(), volumes(), volumes(seed=1), settings, augment,
-        seed=seed, work=work, title="test", after_warmup=lambda: 0.5,
-    )  # fmt: skip
-    return supernet, searched
+    return supernet, dnas.search(state, work=work, title="test", after_warmup=lambda: 0.5)
 
 
 SETTINGS = Search(size=(8, 16, 16), batch=8, warmup_steps=4, steps=8, budget=Budget(size_mib=None))
@@ -73,10 +69,10 @@ def test_the_supernet_is_judged_once_when_the_warm_up_ends(tmp_path):
         judged.append(len(steps))
         return 0.7
 
+    state = dnas.Run(Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
     searched = dnas.search(
-        Supernet(SPACE, 1, 3), costing(), volumes(), volumes(seed=1), SETTINGS, STILL,
-        seed=0, work=tmp_path, title="test", after_warmup=after_warmup, log=lambda step, _: steps.append(step),
-    )  # fmt: skip
+        state, work=tmp_path, title="test", after_warmup=after_warmup, log=lambda step, _: steps.append(step)
+    )
     assert steps == list(range(12))
     assert judged == [4]
     assert searched.warmup_accuracy == 0.7

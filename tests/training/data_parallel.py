@@ -15,9 +15,9 @@ from covidnet.models.covidnet3d import Space
 from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import synchronise
 from covidnet.progress import first_process
-from covidnet.search import evolution
 from covidnet.search.budget import Costing
-from covidnet.search.dnas import search
+from covidnet.search.dnas import Run, search
+from covidnet.search.evolution import Evolution
 from covidnet.search.result import Judgement
 from covidnet.training import distributed
 from covidnet.training.loop import as_input, fit
@@ -37,10 +37,9 @@ def searched(work: Path) -> dict:
     torch.manual_seed(0)
     supernet = Supernet(SPACE, 1, 3)
     synchronise(supernet)
-    result = search(
-        supernet, Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget), volumes(0), volumes(1), settings, Augment(),
-        seed=0, work=work, title="toy search", after_warmup=lambda: 0.5,
-    )  # fmt: skip
+    costing = Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget)
+    run = Run(supernet, costing, volumes(0), volumes(1), settings, Augment(), 0)
+    result = search(run, work=work, title="toy search", after_warmup=lambda: 0.5)
     losses = [[row["weight_loss"], row["alpha_loss"] or 0.0] for row in result.history]
     # not the weights themselves: a bias that the next normalisation takes out again has a gradient of rounding errors
     with torch.no_grad():
@@ -58,10 +57,9 @@ def evolved(work: Path) -> dict:
         shift = 0.0 if first_process() else float(np.random.default_rng().random())  # rounding, and much more of it
         return Judgement(0.5, sum(path) / 40 + shift)
 
-    result = evolution.search(
-        supernet, Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget), volumes(0), volumes(1), settings, Augment(),
-        seed=0, work=work, title="toy evolution", after_warmup=lambda: 0.5, judge=judge,
-    )  # fmt: skip
+    costing = Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget)
+    run = Evolution(supernet, costing, volumes(0), volumes(1), settings, Augment(), 0, judge)
+    result = search(run, work=work, title="toy evolution", after_warmup=lambda: 0.5)
     losses = torch.tensor([row["weight_loss"] for row in result.history])
     return {"paths": torch.tensor(result.candidates), "losses": losses, "shares": result.probabilities}
 
