@@ -36,6 +36,7 @@ from covidnet.search import budget, dnas, run
 VARIANT = "S"
 PENALTY = 0.3  # of a cost as large as its limit, in nats
 ALL = "all guards"
+CURVE_EVERY = 4  # rows of the history; more than that a picture does not show
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#777777")
 
 
@@ -149,7 +150,10 @@ def row(name: str, config: Config) -> dict[str, Any]:
         "largest_excess": max(one["expected_size_mib"] for one in told["history"]) / limit - 1 if limit else None,
         "expected_size_mib": expected,
         "collapse": told["collapse"],
-        "curve": {"step": [one["step"] for one in told["history"]], "identity": [float(value) for value in identity]},
+        "curve": {
+            "step": [one["step"] for one in told["history"][::CURVE_EVERY]],
+            "identity": [round(float(value), 4) for value in identity[::CURVE_EVERY]],
+        },
     }
 
 
