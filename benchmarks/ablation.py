@@ -50,8 +50,8 @@ def penalised() -> Iterator[None]:
         free.within = lambda alpha: alpha  # type: ignore[method-assign]
         begin(self, supernet, free, *others)
 
-    def loss(self: dnas.Run, half: Any, step: int, stream: int, path: list[int], gates: Tensor | None) -> Any:
-        found, accuracy = whole(self, half, step, stream, path, gates)
+    def loss(self: dnas.Run, scans: Tensor, labels: Tensor, stream: int, path: Any, gates: Tensor | None) -> Any:
+        found, accuracy = whole(self, scans, labels, stream, path, gates)
         if gates is None:
             return found, accuracy
         p = torch.softmax(self.alpha, dim=1)

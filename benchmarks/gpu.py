@@ -25,7 +25,7 @@ from benchmarks.machine import facts
 from covidnet.config import Config, load
 from covidnet.models import cost
 from covidnet.models.blocks import Classifier
-from covidnet.models.covidnet3d import SPACES
+from covidnet.models.covidnet3d import SPACES, Genotype
 from covidnet.models.supernet import Supernet
 from covidnet.search import dnas, result
 from covidnet.search.budget import Costing
@@ -147,7 +147,7 @@ def generated(scans: int, size: Size, device: torch.device) -> Volumes:
 def drawn(costing: Costing, supernet: Supernet, config: Config, size: Size, seed: int) -> Classifier:
     """A random network of the space."""
     (path,) = result.random_paths(costing, 1, generator(seed))
-    return supernet.extract(result.genotype_of(path, supernet, VARIANT, ("a", "b", "c"), size))
+    return supernet.extract(Genotype.of_path(path, supernet.space, VARIANT, ("a", "b", "c"), supernet.channels, size))
 
 
 def seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:

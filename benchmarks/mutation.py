@@ -46,7 +46,7 @@ EQUIVALENT = {
     ("covidnet/search/budget.py", "high < 1e9", "1000000000.0", "1000000001.0"): "a bound that ends what has no end",
     ("covidnet/search/budget.py", "for _ in range(3 if", "3", "4"): "a round more than is needed",
     ("covidnet/search/budget.py", "for _ in range(3 if", "1", "2"): "a round more than is needed",
-    ("covidnet/search/dnas.py", "scans, _ = self.weight_half.batch(0, self.settings.batch, self.seed)", "0", "1"):
+    ("covidnet/search/dnas.py", "scans, _ = self.weight_half.batch(0, batch, self.seed)", "0", "1"):
         "a sample of the shape, whichever batch",
     ("covidnet/search/latency.py", "len(rows[0])", "0", "1"): "all rows are as long",
     ("covidnet/search/dnas.py", "generator(self.seed, 11)", "11", "12"): "another stream of random numbers",

@@ -67,7 +67,8 @@ def search(run: "Run", *, work: Path, title: str, after_warmup: Callable[[], flo
         CovidnetError: the loss diverged, or the run was interrupted (its state is saved).
     """
     settings = run.settings
-    distributed.check_batch(settings.batch, "search.batch")
+    for key, batch in run.batches.items():
+        distributed.check_batch(batch, key)
     checkpoint = Checkpoint(work / "checkpoint.pt")
     if saved := distributed.from_first(checkpoint.load()):
         run.load_state(saved)
@@ -106,7 +107,7 @@ def search(run: "Run", *, work: Path, title: str, after_warmup: Callable[[], flo
 
 
 class Run:
-    """The state of a search and one iteration of it.
+    """The state of a search and one iteration of it; what moves the architecture is for a subclass to change.
 
     Args:
         supernet: on the device of the volumes.
@@ -115,6 +116,8 @@ class Run:
         alpha_half: scans of the other half.
         seed: of all that is drawn.
     """
+
+    phase = "joint"  # what the history calls all after the warm-up
 
     def __init__(
         self,
@@ -128,6 +131,10 @@ class Run:
     ) -> None:
         self.supernet, self.costing, self.settings, self.augmentation = supernet, costing, settings, augmentation
         self.weight_half, self.alpha_half, self.seed = weight_half, alpha_half, seed
+        self.batches = {
+            "search.batch": settings.batch,
+            "search.alpha_batch": min(settings.alpha_batch or settings.batch, settings.batch),
+        }
         self.step, self.warmup_steps, self.total = 0, settings.warmup_steps, settings.warmup_steps + settings.steps
         self.history: list[dict[str, Any]] = []
         self.probabilities: list[Tensor] = []
@@ -142,28 +149,26 @@ class Run:
         self.alpha_optimizer = torch.optim.Adam([self.alpha], lr=settings.alpha_lr, betas=(0.5, 0.999))
         self.scores = costing.within(self.alpha.detach())  # of the distribution that paths are drawn from
         chance = float(alpha_half.labels.bincount().max() / len(alpha_half))
-        self.watch = Watch(costing.costs, torch.softmax(self.scores, dim=1), chance, settings.batch)
+        self.watch = Watch(costing.costs, torch.softmax(self.scores, dim=1), chance, self.batches["search.alpha_batch"])
 
     def iterate(self) -> dict[str, Any]:
-        """One weight update and, after the warm-up and as long as the search is healthy, one architecture update."""
-        settings, joint = self.settings, self.step >= self.settings.warmup_steps
-        total = settings.warmup_steps + settings.steps
+        """One weight update and, after the warm-up, whatever moves the architecture."""
+        settings, moving = self.settings, self.step >= self.settings.warmup_steps
         temperature = anneal(settings.temperature, (self.step - settings.warmup_steps) / settings.steps)
         for group in self.weight_optimizer.param_groups:
             # half the cosine: paths sampled late still have to be trained, so the rate never reaches zero
-            group["lr"] = settings.lr * one_cycle(0.75 * self.step / total, warmup=0.05)
+            group["lr"] = settings.lr * one_cycle(0.75 * self.step / self.total, warmup=0.05)
         row: dict[str, Any] = {
             "step": self.step,
-            "phase": "joint" if joint else "warm-up",
+            "phase": self.phase if moving else "warm-up",
             "temperature": temperature,
             "weight_loss": None,
             "alpha_loss": None,
             "path_accuracy": None,
         }
-        weight_loss = self._update_weights(self._drawn(temperature if joint else 1.0))
-        if joint and self.watch.collapse is None:
-            alpha_loss, accuracy = self._update_alpha(temperature)
-            row["alpha_loss"], row["path_accuracy"] = float(alpha_loss), self._watch(float(accuracy))
+        weight_loss = self._update_weights(self._drawn(temperature if moving else 1.0))
+        if moving:
+            row |= self._move(temperature)
         row["weight_loss"] = float(weight_loss)  # both updates are on their way before this waits for a GPU
         probabilities = torch.softmax(self.scores, dim=1)
         row["entropy"] = entropy(self.scores)
@@ -174,6 +179,13 @@ class Run:
             self.history.append(row)
             self.probabilities.append(probabilities.cpu())
         return row
+
+    def _move(self, temperature: float) -> dict[str, Any]:
+        """An architecture update, as long as the search is healthy; returns what the history tells of it."""
+        if self.watch.collapse is not None:
+            return {}
+        loss, accuracy = self._update_alpha(temperature)
+        return {"alpha_loss": float(loss), "path_accuracy": self._watch(float(accuracy))}
 
     def _watch(self, accuracy: float) -> float | None:
         """Look at the search's health, and where it has collapsed go back to the last healthy alpha.
@@ -222,7 +234,8 @@ class Run:
         Returns:
             the loss.
         """
-        loss, _ = self._loss(self.weight_half, self.step, 1, path, None)
+        drawn = self.weight_half.batch(self.step, self.batches["search.batch"], self.seed + 1)
+        loss, _ = self._loss(*drawn, 1, path, None)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.average_gradients(self.weights)
@@ -239,7 +252,8 @@ class Run:
         path, gates = sample(self.costing.within(self.alpha), temperature, generator(self.seed, 2, self.step))
         for weight in self.weights:
             weight.requires_grad_(False)
-        loss, accuracy = self._loss(self.alpha_half, self.step, 3, tuple(path.tolist()), gates)
+        drawn = self.alpha_half.batch(self.step, self.batches["search.alpha_batch"], self.seed + 3)
+        loss, accuracy = self._loss(*drawn, 3, tuple(path.tolist()), gates)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # a tight budget draws paths of identities alone, which no gate takes part in
             loss.backward()
@@ -250,13 +264,14 @@ class Run:
         return distributed.mean(loss), distributed.mean(accuracy)
 
     def _loss(
-        self, half: Volumes, step: int, stream: int, path: BlockChoice, gates: Tensor | None
+        self, scans: Tensor, labels: Tensor, stream: int, path: BlockChoice, gates: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of a path on this process's share of a step's batch."""
-        scans, labels = half.batch(step, self.settings.batch, self.seed + stream)
-        volume = augment(scans, self.augmentation, generator(self.seed, stream, step))  # (B, 1, D, H, W)
+        """Loss and accuracy of a path on this process's share of a batch, augmented with this stream's draws."""
+        volume = augment(scans, self.augmentation, generator(self.seed, stream, self.step))  # (B, 1, D, H, W)
         classes = self.supernet.head.out_features
-        volume, labels = mixup(volume, labels, classes, self.augmentation.mixup, generator(self.seed, stream + 4, step))
+        volume, labels = mixup(
+            volume, labels, classes, self.augmentation.mixup, generator(self.seed, stream + 4, self.step)
+        )
         volume, labels = layout(distributed.share(volume)), distributed.share(labels)
         device_type = volume.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
@@ -271,9 +286,10 @@ class Run:
 
     def parts(self) -> Iterator[graphs.Part]:
         """What of the supernet to run as CUDA graphs; nothing elsewhere."""
-        scans, _ = self.weight_half.batch(0, self.settings.batch, self.seed)
-        if scans.is_cuda:
-            yield from graphs.parts_of(self.supernet, as_input(self.supernet, scans))
+        for batch in set(self.batches.values()):
+            scans, _ = self.weight_half.batch(0, batch, self.seed)
+            if scans.is_cuda:
+                yield from graphs.parts_of(self.supernet, as_input(self.supernet, scans))
 
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on; random draws are functions of (seed, step)."""

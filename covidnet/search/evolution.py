@@ -54,6 +54,8 @@ class Evolution(dnas.Run):
     The others are those of `dnas.Run`.
     """
 
+    phase = "evolution"
+
     def __init__(
         self,
         supernet: Supernet,
@@ -65,29 +67,11 @@ class Evolution(dnas.Run):
         seed: int,
         judge: Judge,
     ) -> None:
-        total = settings.warmup_steps + settings.steps
-        still = settings.model_copy(update={"warmup_steps": total, "steps": 1})  # alpha would move after the last step
-        super().__init__(supernet, costing, weight_half, judge_half, still, augmentation, seed)
-        self.warmup_steps, self.steps, self.total = settings.warmup_steps, settings.steps, total
+        super().__init__(supernet, costing, weight_half, judge_half, settings, augmentation, seed)
+        del self.batches["search.alpha_batch"]  # no alpha
         self.judge, self.sample = judge, Volumes(*judge_half.batch(0, JUDGED_SCANS, seed))
         self.population: list[Individual] = []
         self.rng = np.random.default_rng(seed)
-
-    def iterate(self) -> dict[str, Any]:
-        """One weight update; after the last of a generation children are bred and the better ones survive."""
-        evolving = self.step >= self.warmup_steps
-        if evolving and not self.population:
-            paths = result.random_paths(self.costing, POPULATION, generator(self.seed, 20))
-            self.population = [Individual(path, self.costing.size_mib(path)) for path in paths]
-        row = super().iterate()
-        if evolving:
-            row["phase"] = "evolution"
-            before, now = (
-                (step - self.warmup_steps) * GENERATIONS // self.steps for step in (self.step - 1, self.step)
-            )
-            if now > before:
-                self._breed()
-        return row
 
     def candidates(self) -> list[BlockChoice]:
         """The last population."""
@@ -106,9 +90,19 @@ class Evolution(dnas.Run):
         self._show()
 
     def _drawn(self, temperature: float) -> BlockChoice:
-        if not self.population:
+        if self.step < self.warmup_steps:
             return super()._drawn(temperature)
+        if not self.population:
+            paths = result.random_paths(self.costing, POPULATION, generator(self.seed, 20))
+            self.population = [Individual(path, self.costing.size_mib(path)) for path in paths]
         return self.population[int(self.rng.integers(len(self.population)))].path
+
+    def _move(self, temperature: float) -> dict[str, Any]:
+        """Breed after the last step of a generation."""
+        begun, steps = self.step - self.warmup_steps, self.settings.steps
+        if (begun + 1) * GENERATIONS // steps > begun * GENERATIONS // steps:
+            self._breed()
+        return {}
 
     def _breed(self) -> None:
         """Children, everyone judged anew, the first by rank kept."""

@@ -81,13 +81,6 @@ def draw(
     return paths
 
 
-def genotype_of(
-    path: BlockChoice, supernet: Supernet, variant: str, classes: Sequence[str], size: tuple[int, int, int]
-) -> Genotype:
-    """Name a path's operations."""
-    return Genotype.of_path(path, supernet.space, variant, classes, supernet.channels, size)
-
-
 def judge(supernet: Supernet, genotype: Genotype, train: Volumes, held_out: Volumes, batches: int = 6) -> Judgement:
     """Loss and accuracy of an architecture with the supernet's weights.
 

@@ -15,7 +15,7 @@ from covidnet.data import splits
 from covidnet.data.packed import Packed
 from covidnet.errors import UsageError
 from covidnet.models import cost
-from covidnet.models.covidnet3d import Space, space_of
+from covidnet.models.covidnet3d import Genotype, Space, space_of
 from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import synchronise
 from covidnet.progress import first_process, progress, tell
@@ -51,9 +51,11 @@ def run(
     synchronise(supernet)
     random = result.random_paths(costing, settings.random, generator(config.seed, 10))
 
+    def genotype_of(path: BlockChoice) -> Genotype:
+        return Genotype.of_path(path, space, variant, config.classes, config.channels, settings.size)
+
     def judge(path: BlockChoice, held_out: Volumes, batches: int = 6) -> result.Judgement:
-        genotype = result.genotype_of(path, supernet, variant, config.classes, settings.size)
-        return result.judge(supernet, genotype, weight_half, held_out, batches)
+        return result.judge(supernet, genotype_of(path), weight_half, held_out, batches)
 
     def accuracy_before_alpha_moves() -> float:
         return float(np.mean([judge(path, validation).accuracy for path in random[:4]]))
@@ -76,7 +78,7 @@ def run(
         for path in random:
             others.append(judge(path, validation))
             advance(note=f"random, accuracy {others[-1].accuracy:.3f}")
-    genotype = result.genotype_of(chosen, supernet, variant, config.classes, settings.size)
+    genotype = genotype_of(chosen)
     genotype.save(work / "genotype.json")
     chance = float(np.bincount(validation.labels.cpu().numpy()).max() / len(validation))
     metrics = {

@@ -77,13 +77,19 @@ def parts_of(supernet: Supernet, volume: Tensor) -> Iterator[Part]:
 
 
 def _record(module: nn.Module, sample: Tensor, half: bool, pool: Any) -> None:
-    """Replace the module's `forward`; recording runs it a few times, so that its statistics are put back afterwards."""
+    """Replace the module's `forward` for inputs of the sample's shape.
+
+    Recording runs it a few times, so that its statistics are put back afterwards.
+    """
+    before = module.forward
     kept = [buffer.clone() for buffer in module.buffers()]
     given = sample.detach().clone(memory_format=torch.channels_last_3d).requires_grad_(sample.requires_grad)
     with torch.autocast("cuda", torch.bfloat16, enabled=half, cache_enabled=False):
         torch.cuda.make_graphed_callables(module, (given,), pool=pool)
     for buffer, value in zip(module.buffers(), kept, strict=True):
         buffer.copy_(value)
+    recorded = module.forward
+    module.forward = lambda x: recorded(x) if x.shape == sample.shape else before(x)
 
 
 def _release(modules: list[nn.Module]) -> None:

@@ -61,6 +61,18 @@ def test_every_block_gets_an_architecture_gradient_within_a_few_steps():
     assert bool(touched.all())
 
 
+@pytest.mark.parametrize(("asked", "taken"), [(4, 4), (None, 8), (16, 8)])
+def test_an_architecture_update_takes_its_own_number_of_scans_and_never_more_than_the_other(asked, taken):
+    torch.manual_seed(0)
+    supernet, seen = Supernet(SPACE, 1, 3), []
+    supernet.stem.register_forward_hook(lambda module, given, _: seen.append(len(given[0])))
+    settings = SETTINGS.model_copy(update={"warmup_steps": 1, "alpha_batch": asked})
+    state = dnas.Run(supernet, costing(), volumes(), volumes(seed=1), settings, STILL, 0)
+    state.iterate()
+    state.iterate()
+    assert seen == [8, 8, taken]
+
+
 def test_the_supernet_is_judged_once_when_the_warm_up_ends(tmp_path):
     torch.manual_seed(0)
     steps, judged = [], []
@@ -82,10 +94,10 @@ def test_a_step_takes_the_loss_of_the_supernet_in_full_precision():
     torch.manual_seed(0)
     supernet = Supernet(SPACE, 1, 3)
     state = dnas.Run(supernet, costing(), volumes(), volumes(seed=1), SETTINGS, STILL, 0)
-    path = [0, 3, 7, 5]
+    path, state.step = [0, 3, 7, 5], 2
     scans, labels = state.weight_half.batch(2, SETTINGS.batch, 1)
     logits = supernet(augment(scans, STILL, generator(0, 1, 2)), path, None)
-    loss, accuracy = state._loss(state.weight_half, 2, 1, path, None)
+    loss, accuracy = state._loss(scans, labels, 1, path, None)
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=SETTINGS.label_smoothing)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert accuracy.item() == (logits.argmax(dim=1) == labels).float().mean().item()

@@ -103,7 +103,7 @@ def test_a_generation_is_bred_eight_times_in_all():
     run._breed = lambda: (bred.append(run.step), honest())
     for _ in range(30):
         run.iterate()
-    assert bred == [9, 12, 15, 18, 21, 24, 27, 30]
+    assert bred == [8, 11, 14, 17, 20, 23, 26, 29]  # the steps that end a generation
 
 
 def test_an_evolution_that_was_stopped_goes_on_as_if_it_never_was(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from covidnet.models.covidnet3d import SPACES
+from covidnet.models.covidnet3d import SPACES, Genotype
 from covidnet.models.supernet import Supernet
 from covidnet.search import result
 from covidnet.training.volumes import Volumes, generator
@@ -16,7 +16,7 @@ def test_a_judgement_is_loss_and_accuracy_with_the_supernets_weights(monkeypatch
     supernet = Supernet(SPACE, 1, 3)
     torch.nn.init.zeros_(supernet.head.weight)
     supernet.head.bias.data = torch.tensor([0.0, 2.0, 0.0])  # says the second class of every scan
-    genotype = result.genotype_of((0, 1, 2, 3), supernet, "tiny", ("a", "b", "c"), SIZE)
+    genotype = Genotype.of_path((0, 1, 2, 3), SPACE, "tiny", ("a", "b", "c"), 1, SIZE)
     held_out = Volumes(volumes().scans, torch.tensor([1] * 36 + [0] * 12))
     judged = result.judge(supernet, genotype, volumes(), held_out, batches=1)
     assert judged.accuracy == 0.75

@@ -59,6 +59,8 @@ def test_the_search_verb_runs_under_torchrun_and_speaks_once(tmp_path):
     refused = python(*TORCHRUN, "-m", "covidnet", "search", "-S", "search.batch=7", "--out", "odd", cwd=tmp_path)
     assert refused.returncode != 0
     assert "search.batch is 7, which 2 processes can't share evenly" in refused.stderr
+    refused = python(*TORCHRUN, "-m", "covidnet", "search", "-S", "search.alpha_batch=3", "--out", "odd", cwd=tmp_path)
+    assert "search.alpha_batch is 3, which 2 processes can't share evenly" in refused.stderr
     assert not (tmp_path / "odd").exists()
 
 

@@ -20,7 +20,7 @@ SIZE = (8, 32, 32)
 def losses(share_weights: bool, recorded: bool, steps: int = 6) -> list[float]:
     """Of a short search."""
     space, device = SPACES["S"], torch.device("cuda")
-    settings = Search(share_weights=share_weights, batch=8, warmup_steps=2, steps=steps - 2, size=SIZE)
+    settings = Search(share_weights=share_weights, batch=8, alpha_batch=4, warmup_steps=2, steps=steps - 2, size=SIZE)
     scans = torch.randint(0, 256, (32, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     half = Volumes(scans.to(device), (torch.arange(32) % 3).to(device))
     torch.manual_seed(0)
