@@ -86,11 +86,15 @@ def compare(config: Config, seed: int, work: Path) -> tuple[Outcome, Outcome]:
     evolved = work / "evolution" / "search", work / "evolution" / "retrain"
     stages.search(config.model_copy(update={"search": evolving}), dataset, evolved[0], VARIANT)
     stages.retrain(config, dataset, *evolved, VARIANT)
-    table = cost.table(
-        space_of(VARIANT, config.search.strides), config.search.size, config.channels, len(config.classes)
-    )
-    costing = Costing(table, config.search.budget)
+    costing = costing_of(config)
     return outcome("DNAS", seed, searched, trained, costing), outcome("evolution", seed, *evolved, costing)
+
+
+def costing_of(config: Config) -> Costing:
+    """Sizes of the architectures that a run searches."""
+    space = space_of(VARIANT, config.search.strides)
+    table = cost.table(space, config.search.size, config.channels, len(config.classes))
+    return Costing(table, config.search.budget)
 
 
 def outcome(name: str, seed: int, searched: Path, trained: Path, costing: Costing) -> Outcome:

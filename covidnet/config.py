@@ -143,7 +143,7 @@ class Training(Section):
 class Budget(Section):
     """Resource limits of the searched network; null: no limit."""
 
-    size_mib: float | None = Field(4.0, gt=0, description="float32 parameters")
+    size_mib: float | None = Field(2.2, gt=0, description="float32 parameters")
     macs: float | None = Field(None, gt=0, description="forward multiply-accumulates of one scan")
     latency_ms: float | None = Field(
         None, gt=0, description="one scan at data.size, by search.latency_table or as measured on this machine's CPU"

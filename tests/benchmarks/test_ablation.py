@@ -27,13 +27,13 @@ def state_of():
 def test_without_the_exact_budget_paths_are_drawn_by_alpha_and_their_cost_is_in_its_loss(state_of):
     guarded = state_of()
     assert not torch.equal(guarded.scores, guarded.alpha.detach())
-    path, gates = [2, 2, 2, 2], torch.ones(4)
-    expected, _ = guarded._loss(guarded.alpha_half, 0, 3, path, gates)
+    path, gates, batch = [2, 2, 2, 2], torch.ones(4), guarded.alpha_half.batch(0, 4, 3)
+    expected, _ = guarded._loss(*batch, 3, path, gates)
     with ablation.penalised():
         free = state_of()
         assert torch.equal(free.scores, torch.zeros_like(free.scores))
-        loss, _ = free._loss(free.alpha_half, 0, 3, path, gates)
-        for_weights, _ = free._loss(free.alpha_half, 0, 3, path, None)
+        loss, _ = free._loss(*batch, 3, path, gates)
+        for_weights, _ = free._loss(*batch, 3, path, None)
     identities = free.costing.size_mib((7, 7, 7, 7))  # stem, reductions and head, which no choice changes
     expected_mib = float(free.costing.costs.size_mib(torch.softmax(free.alpha.detach(), dim=1)))
     share = (expected_mib - identities) / (LIMIT_MIB - identities)
