@@ -32,7 +32,7 @@ from covidnet.search.budget import Costing
 from covidnet.search.evolution import GENERATIONS
 
 COLORS = {"DNAS": "#0072b2", "evolution": "#d55e00"}
-UPDATES_PER_ITERATION = 1.7  # training steps that an iteration of ours costs (benchmarks/results/search_step.json)
+UPDATES_PER_ITERATION = 1.4  # training steps that an iteration of ours costs (benchmarks/results/search_step.json)
 
 
 def main() -> None:
