@@ -120,9 +120,6 @@ class Training(Section):
         1.2, gt=0, description="forward multiply-accumulates (10^12) that each model may spend on training"
     )
     batch: int = Field(16, ge=2, description="scans per weight update")
-    alpha_batch: int | None = Field(
-        8, ge=2, description="scans per architecture update, at most as many; null: as many"
-    )
     lr: float = Field(6e-3, gt=0, description="highest learning rate (AdamW)")
     weight_decay: float = Field(0.02, ge=0, description="decoupled (AdamW)")
     label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
