@@ -33,14 +33,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("results/searches"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/searches.json"))
     options = parser.parse_args()
-    dataset = stages.dataset_of(load(None, [f"results={options.results}"]))
+    config = load(None, [f"results={options.results}"])
+    dataset, settings = stages.dataset_of(config), config.search.model_dump(mode="json")  # of what is as it is
     outcomes: dict[str, list[Outcome]] = {}
     print(f"{'':<40} {'seed':>4} {'MiB':>5} {'10^6 MAC':>9} {'shared':>7} {'trained':>7}")
     for name in (DEFAULT, *options.changes):
         for seed in range(options.seeds):
             one = searched(name, seed, dataset, options.work)
             outcomes.setdefault(name, []).append(one)
-            folder.write_json(options.out, folder.finite({**facts(), **summary(outcomes)}))
+            folder.write_json(options.out, folder.finite({**facts(), "settings": settings, **summary(outcomes)}))
             row = one.row
             print(
                 f"{name:<40} {seed:4} {row['size_mib']:5.2f} {row['macs'] / 1e6:9.1f} {row['shared']:7.3f} "
