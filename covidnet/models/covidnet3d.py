@@ -201,8 +201,8 @@ class MBConv(nn.Module):
         self.bn3 = nn.BatchNorm3d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.relu6(self.bn1(self.expand(x)))  # (B, e*C, D, H, W)
-        y = nn.functional.relu6(self.bn2(self.depthwise(y)))
+        y = nn.functional.relu6(self.bn1(self.expand(x)), inplace=True)  # (B, e*C, D, H, W)
+        y = nn.functional.relu6(self.bn2(self.depthwise(y)), inplace=True)
         out: Tensor = x + self.bn3(self.project(y))
         return out
 

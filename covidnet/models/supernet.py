@@ -9,6 +9,7 @@ Two ways to hold a block's candidates, with one interface (`forward(x, operation
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class SharedBlock(nn.Module):
         if not operation.kernel:
             return x
         y: Tensor = self.candidates[operation.name](x)
-        return x + (y if gate is None else y * gate)
+        return x + y if gate is None else gated(x, y, gate)
 
     def extract(self, operation: Operation) -> MBConv:
         """A free-standing copy of one candidate."""
@@ -56,9 +57,9 @@ class Crop(nn.Module):
         """The branch's output, of the shape of ``x`` ``(B, C, D, H, W)``."""
         w, hidden, crop = self.weights, self.hidden, self.centre
         y = nn.functional.conv3d(x, w.expand.weight[:hidden])  # (B, e*C, D, H, W)
-        y = nn.functional.relu6(_normalise(y, w.bn1, hidden))
+        y = nn.functional.relu6(_normalise(y, w.bn1, hidden), inplace=True)
         y = depthwise_conv3d(y, w.depthwise.weight[:hidden, :, crop, crop, crop])
-        y = nn.functional.relu6(_normalise(y, w.bn2, hidden))
+        y = nn.functional.relu6(_normalise(y, w.bn2, hidden), inplace=True)
         y = nn.functional.conv3d(y, w.project.weight[:, :hidden])  # (B, C, D, H, W)
         return _normalise(y, w.bn3, self.width)
 
@@ -87,7 +88,7 @@ class SeparateBlock(nn.Module):
         if not operation.kernel:
             return x
         y: Tensor = self.candidates[operation.name](x)
-        return y if gate is None else x + (y - x) * gate
+        return y if gate is None else gated(x, y - x, gate)
 
     def extract(self, operation: Operation) -> MBConv:
         """A free-standing copy of one candidate."""
@@ -168,6 +169,36 @@ class Supernet(nn.Module):
         next(modules).load_state_dict(self.last.state_dict())
         network.head.load_state_dict(self.head.state_dict())
         return network
+
+
+def gated(x: Tensor, residual: Tensor, gate: Tensor) -> Tensor:
+    """``x + gate * residual`` for a straight-through gate, whose value is always 1: it costs its gradient alone.
+
+    Args:
+        x: ``(B, C, D, H, W)``.
+        residual: of the same shape.
+        gate: ``()``, of value 1.
+    """
+    total: Tensor = _Gated.apply(x, residual, gate)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Gated(torch.autograd.Function):
+    """See `gated`. Multiplying by 1 would pass over the largest maps twice more, and keep another of them."""
+
+    @staticmethod
+    def forward(x: Tensor, residual: Tensor, gate: Tensor) -> Tensor:
+        return x + residual
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.precision = inputs[2].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (residual,) = ctx.saved_tensors
+        return grad, grad, (grad * residual).sum(dtype=ctx.precision)
 
 
 def _normalise(x: Tensor, norm: nn.BatchNorm3d, channels: int) -> Tensor:

@@ -7,7 +7,10 @@ the one lambda >= 0 at which the expectation meets the budget (the maximum-entro
 the resource term).
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from covidnet.config import Budget
@@ -16,6 +19,7 @@ from covidnet.models.cost import CostTable
 from covidnet.search.latency import LatencyTable
 
 BlockChoice = tuple[int, ...]
+FloatArray = NDArray[np.float64]
 
 
 class Costing:
@@ -43,7 +47,8 @@ class Costing:
             self._costs["latency_ms"] = (latency.fixed_ms, latency.table)
         limits = budget.model_dump()
         self._limits = {name: limit for name, limit in limits.items() if limit is not None}
-        # cost of each candidate as a share of what the budget leaves after the fixed parts, (blocks, operations)
+        # cost of each candidate as a share of what the budget leaves after the fixed parts, (blocks, operations); in NumPy,
+        # as a multiplier is sought at every step, and on tables this small PyTorch takes ten times as long
         self._shares = {name: self._share(name, limit) for name, limit in self._limits.items()}
         for name, limit in self._limits.items():
             least, most = self.range(name)
@@ -101,18 +106,17 @@ class Costing:
             alpha: ``(blocks, operations)``.
 
         Returns:
-            ``alpha - lambda * cost``, ``(blocks, operations)``; alpha itself where it is within budget already. The
-            gradient with respect to alpha passes as if lambda were a constant.
+            ``alpha - lambda * cost``, ``(blocks, operations)``; alpha itself where it is within budget already.
         """
-        fixed = alpha.detach().double().cpu()
-        shift = torch.zeros_like(fixed)
+        fixed = alpha.detach().double().cpu().numpy()
+        shift = np.zeros_like(fixed)
         multipliers = dict.fromkeys(self._shares, 0.0)
         for _ in range(3 if len(self._shares) > 1 else 1):  # each limit in turn, given the others
             for name, share in self._shares.items():
                 others = shift + multipliers[name] * share
                 multipliers[name] = _multiplier(fixed + others, share)
                 shift = others - multipliers[name] * share
-        return alpha + shift.to(alpha)
+        return alpha + torch.from_numpy(shift).to(alpha)
 
     def neighbours(self, path: BlockChoice) -> list[BlockChoice]:
         """All paths that differ in one block."""
@@ -123,26 +127,26 @@ class Costing:
             if operation != path[block]
         ]
 
-    def _share(self, name: str, limit: float) -> Tensor:
+    def _share(self, name: str, limit: float) -> FloatArray:
         fixed, table = self._costs[name]
-        return table / max(limit - fixed, 1e-9)
+        share: FloatArray = table.double().numpy() / max(limit - fixed, 1e-9)
+        return share
 
     def _one_hot(self, path: BlockChoice) -> Tensor:
         return nn.functional.one_hot(torch.tensor(path), self.operations).double()
 
 
-def _multiplier(scores: Tensor, share: Tensor) -> float:
-    """The smallest lambda >= 0 at which the expected share of softmax(scores - lambda * share) is at most 1."""
+def _multiplier(scores: FloatArray, share: FloatArray) -> float:
+    """The lambda >= 0 at which the expected share of softmax(scores - lambda * share) is 1; 0 where it is less anyway."""
 
-    def expected(multiplier: float) -> float:
-        return float((torch.softmax(scores - multiplier * share, dim=1) * share).sum())
+    def excess(multiplier: float) -> float:
+        shifted = scores - multiplier * share
+        weights = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+        return float(((weights * share).sum(axis=1) / weights.sum(axis=1)).sum()) - 1
 
-    if expected(0.0) <= 1:
+    high = 1.0
+    if excess(0.0) <= 0:
         return 0.0
-    low, high = 0.0, 1.0
-    while expected(high) > 1 and high < 1e9:
-        low, high = high, high * 4
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expected(middle) > 1 else (low, middle)
-    return high
+    while excess(high) > 0 and high < 1e9:
+        high *= 4
+    return high if excess(high) > 0 else float(brentq(excess, 0.0, high))

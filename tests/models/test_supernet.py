@@ -35,12 +35,26 @@ def test_only_the_sampled_path_gets_weight_gradients(supernet):
     assert any(p.grad is not None for p in supernet.blocks[1].parameters())
 
 
-def test_a_gate_of_one_leaves_the_output_as_it_is_and_scales_the_residual_branch(supernet):
-    volume, path = torch.randn(2, 1, 8, 16, 16), (3, 7, 7, 7)
-    plain = supernet(volume, path)
-    torch.testing.assert_close(supernet(volume, path, torch.ones(4)), plain)
-    closed = supernet(volume, path, torch.tensor([0.0, 1.0, 1.0, 1.0]))
-    torch.testing.assert_close(closed, supernet(volume, (7, 7, 7, 7)))
+def test_a_gate_leaves_the_output_as_it_is_and_its_gradient_is_that_of_scaling_the_residual_branch(
+    monkeypatch, supernet
+):
+    volume, path = torch.randn(2, 1, 8, 16, 16).double(), (3, 7, 1, 0)
+    supernet.double()
+    torch.testing.assert_close(supernet(volume, path, torch.ones(4)), supernet(volume, path))
+
+    def gradients():
+        gates = torch.ones(4, dtype=torch.float64, requires_grad=True)
+        loss = torch.nn.functional.cross_entropy(supernet(volume, path, gates), torch.tensor([0, 2]), reduction="sum")
+        return torch.autograd.grad(loss, [gates, *supernet.parameters()], allow_unused=True)
+
+    found = gradients()
+    monkeypatch.setattr("covidnet.models.supernet.gated", lambda x, residual, gate: x + gate * residual)
+    assert found[0][1] == 0  # identity has no branch
+    assert (found[0][[0, 2, 3]].abs() > 1e-4).all()
+    for mine, plain in zip(found, gradients(), strict=True):
+        assert (mine is None) == (plain is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, plain, rtol=1e-6, atol=1e-12)
 
 
 def test_every_block_starts_as_identity():
