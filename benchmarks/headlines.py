@@ -50,9 +50,30 @@ def _hits(tree: Tree, name: str) -> list[float]:
 
 
 HEADLINES = (
-    Headline("search_step", "search iteration / training step, time", _at("rows", "search iteration", "time_ratio"), 1.35),
-    Headline("search_step", "the same, memory", _at("rows", "search iteration", "memory_ratio"), 1.2),
-    Headline("search_step", "straightforward iteration / ours, whole batches", _at("straightforward_to_ours"), least=6),
+    *(
+        headline
+        for batch in ("16", "32")
+        for headline in (
+            Headline(
+                "search_step",
+                f"search iteration / training step, time, batch {batch}",
+                _at("batches", batch, "rows", "search iteration", "time_ratio"),
+                1.35,
+            ),
+            Headline(
+                "search_step",
+                f"the same, memory, batch {batch}",
+                _at("batches", batch, "rows", "search iteration", "memory_ratio"),
+                1.2,
+            ),
+        )
+    ),
+    Headline(
+        "search_step",
+        "straightforward iteration / ours, whole batches of 16",
+        _at("batches", "16", "straightforward_to_ours"),
+        least=6,
+    ),
     Headline("loader", "MONAI from files / packed epoch", _at("ratios", "files / packed"), least=1000),
     Headline("loader", "MONAI CacheDataset / packed, both augmented", _at("ratios", "cache / packed, augmented"), least=5),
     Headline("loader", "share of a search step", _at("ratios", "share of a search step"), 0.05),

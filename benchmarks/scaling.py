@@ -86,7 +86,7 @@ def table(results: Path) -> str:
             rows.append(
                 _row(f"an answer, {network}, {engine}", "voxels", "ms", ms, exponent(_voxels(ms), [*ms.values()]))
             )
-    step = json.loads((results / "search_step.json").read_text())["rows"]
+    step = json.loads((results / "search_step.json").read_text())["batches"]["16"]["rows"]
     for unit in ("ms", "mib"):
         kinds = ("training step", "search iteration", "all paths")
         ms = {kind: step[kind][unit] for kind in kinds}

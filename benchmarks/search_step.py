@@ -1,7 +1,7 @@
 """Cost of one search iteration, in units of one training step of the average sampled network.
 
-    python -m benchmarks.search_step                                     # S at 16x64x64, batch 16; 5 minutes on two cores
-    python -m benchmarks.search_step --size 8,32,32 --batch 4 --rounds 2
+    python -m benchmarks.search_step                     # S at 16x64x64, batches of 16 and 32; 20 minutes on two cores
+    python -m benchmarks.search_step --size 8,32,32 --batches 4 --rounds 2
 
 Five things take turns, so that a busy moment of the machine hits all of them alike:
 
@@ -12,11 +12,13 @@ Five things take turns, so that a busy moment of the machine hits all of them al
   that the architecture update has no need of;
 * all paths: first-order DARTS, both updates through the weighted sum of all operations of every block.
 
-Memory is what the process takes at most beyond what it holds once the weights are there: activations, gradients and the
-optimiser's state; each kind in a process of its own. On a GPU it is what the allocator says.
+A batch of 16 is the demo's, one of 32 the paper's. Memory is what the process takes at most beyond what it holds once the
+weights are there: activations, gradients and the optimiser's state, the mean over steps of different paths; each kind in a
+process of its own, whose allocator gives back at once what is freed. On a GPU it is what PyTorch's allocator says.
 """
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -45,6 +47,7 @@ from covidnet.training.volumes import Volumes, generator
 Ready = Callable[[], object]
 KINDS = ("training step", "search iteration", "whole batch", "straightforward", "all paths")
 SCANS = 64
+MEMORY_STEPS = dict.fromkeys(KINDS, 24) | {"straightforward": 4, "all paths": 2}  # all paths are alike
 RESULTS = Path(__file__).parent / "results" / "search_step.json"
 
 
@@ -53,34 +56,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="S", choices=sorted(SPACES))
     parser.add_argument("--size", default="16,64,64", help="D,H,W")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rounds", type=int, default=24, help="a network and a path of each kind per round")
     parser.add_argument("--separate", action="store_true", help="candidates with weights of their own, as in the paper")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    settings = {name: getattr(options, name) for name in ("variant", "size", "batch", "separate", "threads")}
-    times = measure(settings, options.rounds)
+    settings = {name: getattr(options, name) for name in ("variant", "size", "separate", "threads")}
+    found = {**facts(), **settings, "device": device().type, "load": round(os.getloadavg()[0], 2), "batches": {}}
+    for batch in options.batches:
+        found["batches"][str(batch)] = one = compare({**settings, "batch": batch}, options.rounds)
+        print(
+            f"batch {batch}, {settings}, {device().type}\n\n{'':>18} | {'ms':>8} {'ratio':>6} | {'MiB':>7} {'ratio':>6}"
+        )
+        for kind, row in one["rows"].items():
+            print(
+                f"{kind:>18} | {row['ms']:8.1f} {row['time_ratio']:5.2f}x | {row['mib']:7.1f} {row['memory_ratio']:5.2f}x"
+            )
+        print(f"\nstraightforward / ours, whole batches: {one['straightforward_to_ours']}x\n", flush=True)
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def compare(settings: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Time and memory of every kind, each also in units of the training step's."""
+    times = measure(settings, rounds)
     rows = {}
     for kind in KINDS:
-        with get_context("spawn").Pool(1) as pool:  # a process that has computed nothing yet
-            peak = pool.apply(peak_mib, (kind, settings))
+        # every block of memory is mapped by itself, so that what is held is what is in use, not a torn heap
+        with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536"), get_context("spawn").Pool(1) as pool:
+            peak = pool.apply(peak_mib, (kind, settings))  # a process that has computed nothing yet
         rows[kind] = {"ms": round(1e3 * float(np.mean(times[kind])), 1), "mib": round(peak, 1)}
     base = rows["training step"]
     for row in rows.values():
         row |= {"time_ratio": round(row["ms"] / base["ms"], 2), "memory_ratio": round(row["mib"] / base["mib"], 2)}
-    found = {**facts(), **settings, "device": device().type, "load": round(os.getloadavg()[0], 2), "rows": rows}
-    found["straightforward_to_ours"] = round(rows["straightforward"]["ms"] / rows["whole batch"]["ms"], 2)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(
-        f"{settings}, {device().type}, load {found['load']}\n\n{'':>18} | {'ms':>8} {'ratio':>6} | {'MiB':>7} {'ratio':>6}"
-    )
-    for kind, row in rows.items():
-        print(
-            f"{kind:>18} | {row['ms']:8.1f} {row['time_ratio']:5.2f}x | {row['mib']:7.1f} {row['memory_ratio']:5.2f}x"
-        )
-    print(f"\nstraightforward / ours, whole batches: {found['straightforward_to_ours']}x")
+    ratio = round(rows["straightforward"]["ms"] / rows["whole batch"]["ms"], 2)
+    return {"rows": rows, "straightforward_to_ours": ratio}
 
 
 def measure(settings: dict[str, Any], rounds: int) -> dict[str, list[float]]:
@@ -188,24 +199,47 @@ def nothing() -> Iterator[None]:
 
 
 def peak_mib(kind: str, settings: dict[str, Any]) -> float:
-    """MiB that two steps take at most beyond what is held before the first."""
+    """MiB that a step takes at most beyond the weights, on average over steps of different paths.
+
+    A training step is the second one of its network, an iteration one of a search that is under way: with the optimiser's
+    state of all that was drawn so far. All runs twice, for libraries compile kernels for new shapes and keep them.
+    """
     torch.set_num_threads(settings["threads"])
-    ready = prepare(kind, settings, warm=False)(0)
+    with straightforward() if kind == "straightforward" else nothing():
+        peaks_mib(kind, settings)
+        return float(np.mean(peaks_mib(kind, settings)))
 
-    def twice() -> None:
-        with straightforward() if kind == "straightforward" else nothing():
-            ready()
-            ready()
 
+def peaks_mib(kind: str, settings: dict[str, Any]) -> list[float]:
+    """Of each step, see `peak_mib`."""
+    prepared = prepare(kind, settings, warm=False)
+    ready = prepared(0)
+    weights = _held_mib()
+    peaks = []
+    for number in range(MEMORY_STEPS[kind]):
+        if kind == "training step":
+            del ready  # the last network
+            ready = prepared(number)
+            weights = _held_mib()
+            ready()
+        peaks.append(_peak_mib_of(ready) - weights)
+    return peaks
+
+
+def _held_mib() -> float:
+    gc.collect()  # what came before may lie in cycles
+    return torch.cuda.memory_allocated() / 2**20 if device().type == "cuda" else _status_mib("VmRSS")
+
+
+def _peak_mib_of(ready: Ready) -> float:
+    """MiB that are held at most during a call."""
     if device().type == "cuda":
-        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        twice()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _status_mib("VmRSS")
+        ready()
+        return torch.cuda.max_memory_allocated() / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    twice()
-    return _status_mib("VmHWM") - before
+    ready()
+    return _status_mib("VmHWM")
 
 
 def _status_mib(field: str) -> float:

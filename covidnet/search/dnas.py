@@ -235,8 +235,8 @@ class Run:
             the loss.
         """
         drawn = self.weight_half.batch(self.step, self.batches["search.batch"], self.seed + 1)
+        self.weight_optimizer.zero_grad(set_to_none=True)  # before the activations come
         loss, _ = self._loss(*drawn, 1, path, None)
-        self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         distributed.average_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, 5.0)

@@ -154,11 +154,11 @@ def update(
     volume, labels = distributed.share(volume), distributed.share(labels)
     if pasted is not None:
         pasted = Pasted(distributed.share(pasted.inside), distributed.share(pasted.labels))
+    optimizer.zero_grad(set_to_none=True)  # before the activations come
     torch.manual_seed(rng.initial_seed())  # dropout draws from the global generator
     with torch.autocast(volume.device.type, torch.bfloat16, enabled=mixed_precision(settings, volume.device)):
         maps = model.features(with_channels(model, layout(volume)))
         loss = loss_of(model, maps, labels, settings.label_smoothing, pasted)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     distributed.average_gradients(model.parameters())
     nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
