@@ -3,6 +3,8 @@
     python -m benchmarks.ranking                                        # for real: hours on two cores; a GPU takes minutes
     python -m benchmarks.ranking --seeds 1 --random 6 -S training.tmacs=0.4 -S search.warmup_steps=250 -S search.steps=200
                                                                         # 20 minutes on two cores
+    python -m benchmarks.ranking --difficulty 0 --masked 0 --jobs 2 --out benchmarks/results/ranking_demo.json \\
+        --picture docs/images/ranking-demo.png                          # the demo's task and search; 2 hours on two cores
     python -m benchmarks.ranking --jobs 8                               # a GPU that one training alone doesn't fill
 
 Three kinds of architecture of the S space under one size budget, each retrained with the same settings and read on the
@@ -46,6 +48,7 @@ def main() -> None:
     """Search, retrain, print the table, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="searches of each kind")
+    parser.add_argument("--masked", type=int, help="searches with the boolean mask; as many as seeds")
     parser.add_argument("--random", type=int, default=20, help="random architectures")
     parser.add_argument("--difficulty", type=float, default=1.0, help="of the phantoms")
     parser.add_argument("--patients", type=int, default=2000)
@@ -70,7 +73,7 @@ def main() -> None:
     common = {**facts(), "device": device().type, "settings": settings, "validation_scans": scans}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     found = common
-    for rows in compare(configs, dataset, options.work, options.jobs):
+    for rows in compare(configs, configs[: options.masked], dataset, options.work, options.jobs):
         found = {**common, "rows": rows, **summary(rows)}
         folder.write_json(options.out, folder.finite(found))
     print(f"{'':>14} {'seed':>5} | {'retrained':>9} | {'shared':>7} | {'MiB':>5} | random ones beaten")
@@ -86,9 +89,12 @@ def main() -> None:
     draw(found, options.picture)
 
 
-def compare(configs: Sequence[Config], dataset: Path, work: Path, jobs: int) -> Iterator[list[dict[str, Any]]]:
+def compare(
+    configs: Sequence[Config], masked: Sequence[Config], dataset: Path, work: Path, jobs: int
+) -> Iterator[list[dict[str, Any]]]:
     """A row for every architecture that is retrained so far: kind, seed, size, shared and retrained accuracy."""
-    tasks = [(config, dataset, work, kind) for kind in ("found", "boolean mask") for config in configs]
+    tasks = [(config, dataset, work, "found") for config in configs]
+    tasks += [(config, dataset, work, "boolean mask") for config in masked]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(searched, *zip(*tasks, strict=True)))
         for number, other in enumerate(json.loads((work / "search" / "found-0" / "search.json").read_text())["random"]):
@@ -164,8 +170,9 @@ def draw(found: dict[str, Any], out: Path) -> None:
     """Left the retrained accuracies of each kind, right shared against retrained."""
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
     strips, scatter = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    for at, (kind, color) in enumerate(COLORS.items()):
-        rows = [row for row in found["rows"] if row["kind"] == kind]
+    kinds = [kind for kind in COLORS if any(row["kind"] == kind for row in found["rows"])]
+    for at, kind in enumerate(kinds):
+        color, rows = COLORS[kind], [row for row in found["rows"] if row["kind"] == kind]
         accuracy = 100 * np.array([row["retrained"] for row in rows])
         scatter.scatter([100 * row["shared"] for row in rows], accuracy, color=color, s=30, label=kind, alpha=0.8)
         spread = np.linspace(-0.15, 0.15, len(rows)) if len(rows) > 1 else np.zeros(1)
@@ -173,7 +180,7 @@ def draw(found: dict[str, Any], out: Path) -> None:
         scans = found["validation_scans"]
         ends = binomtest(round(accuracy.mean() / 100 * scans), scans).proportion_ci()
         strips.plot([100 * ends.low, 100 * ends.high], [at + 0.3] * 2, color=color, linewidth=1)
-    strips.set_yticks(range(len(COLORS)), list(COLORS))
+    strips.set_yticks(range(len(kinds)), kinds)
     strips.set_xlabel("accuracy on validation after retraining, %\n(lines: 95 % interval of the mean's scans)")
     strips.invert_yaxis()
     scatter.set_xlabel("with shared weights, %")

@@ -5,8 +5,8 @@
 
 Five things take turns, so that a busy moment of the machine hits all of them alike:
 
-* training step: one update of a free-standing network, another uniformly drawn one each round;
-* search iteration: both updates, weights and architecture, each on a path of its own, the second on half a batch;
+* training step: one update of a free-standing network, another uniformly drawn one each round, on an augmented batch;
+* search iteration: both updates, weights on the path of that network and architecture on another, with half a batch;
 * whole batch: both on as many scans;
 * straightforward: that in contiguous memory, with autograd's own depthwise gradients, and with the weight gradients
   that the architecture update has no need of;
@@ -36,18 +36,20 @@ from torch import Tensor, nn
 
 from benchmarks.machine import facts
 from covidnet.config import Augment, Budget, Search, Training
+from covidnet.data.augment import augment
 from covidnet.models import cost
 from covidnet.models.covidnet3d import SPACES, Genotype
 from covidnet.models.supernet import Supernet
-from covidnet.search import dnas, result
+from covidnet.search import dnas, gumbel
 from covidnet.search.budget import Costing
 from covidnet.training.loop import layout, parameter_groups, place, update
 from covidnet.training.volumes import Volumes, generator
 
 Ready = Callable[[], object]
 KINDS = ("training step", "search iteration", "whole batch", "straightforward", "all paths")
+PAIRED = KINDS[:3]  # those that a ratio is taken of: each timed step follows one of its own kind
 SCANS = 64
-MEMORY_STEPS = dict.fromkeys(KINDS, 24) | {"straightforward": 4, "all paths": 2}  # all paths are alike
+MEMORY_STEPS = dict.fromkeys(KINDS, 8) | {"straightforward": 4, "all paths": 2}  # all paths are alike
 RESULTS = Path(__file__).parent / "results" / "search_step.json"
 
 
@@ -95,7 +97,7 @@ def compare(settings: dict[str, Any], rounds: int) -> dict[str, Any]:
 
 
 def measure(settings: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each kind and round; all-path steps, the longest, are taken in every fourth."""
+    """Seconds of each kind and round; the two that take longest in every fourth."""
     torch.set_num_threads(settings["threads"])
     steps = {kind: prepare(kind, settings) for kind in KINDS}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -103,13 +105,13 @@ def measure(settings: dict[str, Any], rounds: int) -> dict[str, list[float]]:
         timed(kind, step, 0)  # the first one allocates
     for number in range(1, rounds + 1):
         for kind, step in steps.items():
-            if kind != "all paths" or number % 4 == 1:
+            if kind in PAIRED or number % 4 == 1:
                 times[kind].append(timed(kind, step, number))
     return times
 
 
 def timed(kind: str, step: Callable[[int], Ready], number: int) -> float:
-    """Seconds of one step; what a training step prepares, its network, is not in them."""
+    """Seconds of one step; what is prepared for it is not in them."""
     with straightforward() if kind == "straightforward" else nothing():
         ready = step(number)
         synchronise()
@@ -120,7 +122,8 @@ def timed(kind: str, step: Callable[[int], Ready], number: int) -> float:
 
 
 def prepare(kind: str, settings: dict[str, Any], warm: bool = True) -> Callable[[int], Ready]:
-    """From the number of a step to that step, ready to run; ``warm``: a new network has done one already."""
+    """From the number of a step to that step, ready to run; ``warm``: the same has been done once, so that what is timed
+    finds its memory as it does in a run, and not as another kind of step left it."""
     size = tuple(int(side) for side in settings["size"].split(","))
     space, batch = SPACES[settings["variant"]], settings["batch"]
     scans = torch.randint(0, 256, (SCANS, *size), dtype=torch.uint8, generator=generator(0)).to(device())
@@ -132,13 +135,17 @@ def prepare(kind: str, settings: dict[str, Any], warm: bool = True) -> Callable[
     if kind == "training step":
 
         def fresh(number: int) -> Ready:
-            (path,) = result.random_paths(costing, 1, generator(1, number))
-            genotype = Genotype.of_path(path, space, settings["variant"], ("a", "b", "c"), 1, size)
+            # the path of the iteration's weight update in the same round: what is compared differs by nothing else
+            path, _ = gumbel.sample(torch.zeros(costing.blocks, costing.operations), 1.0, generator(0, 0, number))
+            genotype = Genotype.of_path(path.tolist(), space, settings["variant"], ("a", "b", "c"), 1, size)
             network = place(supernet.extract(genotype), device()).train()
             optimizer = torch.optim.AdamW(parameter_groups(network, 1e-3), lr=1e-3, fused=True)
-            drawn, labels = half.batch(number, batch, 0)
-            volume = layout(drawn[:, None].float() / 127.5 - 1)
-            once = lambda: update(network, volume, labels, optimizer, Training(), generator(2, number))  # noqa: E731
+
+            def once() -> float:
+                drawn, labels = half.batch(number, batch, 0)
+                volume = augment(drawn, still, generator(1, number))
+                return update(network, volume, labels, optimizer, Training(), generator(2, number))
+
             if warm:
                 once()
             return once
@@ -152,7 +159,15 @@ def prepare(kind: str, settings: dict[str, Any], warm: bool = True) -> Callable[
     run = dnas.Run(supernet, costing, half, half, search, still, 0)
     if kind == "all paths":
         run._loss = all_paths(run)  # type: ignore[method-assign]
-    return lambda number: run.iterate
+
+    def at(number: int) -> Ready:
+        run.step = number
+        if warm and kind in PAIRED:
+            run.iterate()
+            run.step = number
+        return run.iterate
+
+    return at
 
 
 def all_paths(run: dnas.Run) -> Callable[..., tuple[Tensor, Tensor]]:
