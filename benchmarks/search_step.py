@@ -6,7 +6,7 @@
 Five things take turns, so that a busy moment of the machine hits all of them alike:
 
 * training step: one update of a free-standing network, another uniformly drawn one each round, on an augmented batch;
-* search iteration: both updates, weights on the path of that network and architecture on another, with half a batch;
+* search iteration: both updates, weights and architecture, on the path of that network, the second with half a batch;
 * whole batch: both on as many scans;
 * straightforward: that in contiguous memory, with autograd's own depthwise gradients, and with the weight gradients
   that the architecture update has no need of;
@@ -40,8 +40,8 @@ from covidnet.data.augment import augment
 from covidnet.models import cost
 from covidnet.models.covidnet3d import SPACES, Genotype
 from covidnet.models.supernet import Supernet
-from covidnet.search import dnas, gumbel
-from covidnet.search.budget import Costing
+from covidnet.search import dnas, result
+from covidnet.search.budget import BlockChoice, Costing
 from covidnet.training.loop import layout, parameter_groups, place, update
 from covidnet.training.volumes import Volumes, generator
 
@@ -132,12 +132,14 @@ def prepare(kind: str, settings: dict[str, Any], warm: bool = True) -> Callable[
     still = Augment(flip=False, rotate_deg=0, scale=0, shift=0, intensity=0, noise=0)
     torch.manual_seed(0)
     supernet = Supernet(space, 1, 3, not settings["separate"])
+
+    def path_of(number: int) -> BlockChoice:
+        return result.random_paths(costing, 1, generator(1, number))[0]
+
     if kind == "training step":
 
         def fresh(number: int) -> Ready:
-            # the path of the iteration's weight update in the same round: what is compared differs by nothing else
-            path, _ = gumbel.sample(torch.zeros(costing.blocks, costing.operations), 1.0, generator(0, 0, number))
-            genotype = Genotype.of_path(path.tolist(), space, settings["variant"], ("a", "b", "c"), 1, size)
+            genotype = Genotype.of_path(path_of(number), space, settings["variant"], ("a", "b", "c"), 1, size)
             network = place(supernet.extract(genotype), device()).train()
             optimizer = torch.optim.AdamW(parameter_groups(network, 1e-3), lr=1e-3, fused=True)
 
@@ -161,11 +163,15 @@ def prepare(kind: str, settings: dict[str, Any], warm: bool = True) -> Callable[
         run._loss = all_paths(run)  # type: ignore[method-assign]
 
     def at(number: int) -> Ready:
-        run.step = number
+        path = torch.tensor(path_of(number))
+
+        def once() -> object:
+            run.scores = 1e3 * F.one_hot(path, costing.operations)  # which draw that path, whatever the noise
+            return run.iterate()
+
         if warm and kind in PAIRED:
-            run.iterate()
-            run.step = number
-        return run.iterate
+            once()
+        return once
 
     return at
 
@@ -232,9 +238,9 @@ def peaks_mib(kind: str, settings: dict[str, Any]) -> list[float]:
     weights = _held_mib()
     peaks = []
     for number in range(MEMORY_STEPS[kind]):
+        del ready  # and the last network
+        ready = prepared(number)
         if kind == "training step":
-            del ready  # the last network
-            ready = prepared(number)
             weights = _held_mib()
             ready()
         peaks.append(_peak_mib_of(ready) - weights)
