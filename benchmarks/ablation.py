@@ -55,7 +55,7 @@ def penalised() -> Iterator[None]:
         if gates is None:
             return found, accuracy
         p = torch.softmax(self.alpha, dim=1)
-        shares = [(p * share.to(p)).sum() for share in self.costing._shares.values()]
+        shares = [(p * torch.from_numpy(share).to(p)).sum() for share in self.costing._shares.values()]
         return found + PENALTY * torch.stack(shares).sum(), accuracy
 
     with patch.object(dnas.Run, "__init__", without_limit), patch.object(dnas.Run, "_loss", loss):

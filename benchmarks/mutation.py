@@ -42,7 +42,7 @@ GROUPS = {
 EQUIVALENT = {
     ("covidnet/data/audit/near.py", "-2.0", "2.0", "3.0"): "less than any correlation, as is -2",
     ("covidnet/data/preprocess.py", "if new < old else", "new < old", "new <= old"): "of equal sizes both are identity",
-    ("covidnet/search/budget.py", "low, high = high, high * 4", "4", "5"): "any growth brackets it",
+    ("covidnet/search/budget.py", "high *= 4", "4", "5"): "any growth brackets it",
     ("covidnet/search/budget.py", "high < 1e9", "1000000000.0", "1000000001.0"): "a bound that ends what has no end",
     ("covidnet/search/budget.py", "for _ in range(3 if", "3", "4"): "a round more than is needed",
     ("covidnet/search/budget.py", "for _ in range(3 if", "1", "2"): "a round more than is needed",

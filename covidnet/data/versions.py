@@ -252,10 +252,18 @@ def _provide(store: _Store, name: str, md5: str, root: Path, kept: Path) -> None
         finally:
             new.unlink(missing_ok=True)
     with suppress(FileExistsError):  # another shard was faster
-        try:
-            os.link(file, target)
-        except PermissionError:  # no hard links on this file system
-            shutil.copy2(file, target)
+        _link(file, target)
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except PermissionError:  # no hard links on this file system
+        shutil.copy2(file, target)
+    except FileNotFoundError:
+        if not file.is_file():
+            raise
+        _link(file, target)  # just replaced by its equal: what the name stood for before had no name left to link
 
 
 def _is(path: Path, md5: str) -> bool:

@@ -51,13 +51,20 @@ def test_without_identity_at_the_start_residuals_are_there_at_once(state_of):
     assert residuals(state_of().supernet) == guarded != [1.0]
 
 
-def test_with_the_gate_on_all_of_the_block_a_closed_one_lets_nothing_through():
-    block, closed = SharedBlock(4, SPACE.operations), torch.zeros(())
-    x, operation = torch.randn(2, 4, 4, 8, 8), Operation(3, 3)
-    torch.testing.assert_close(block(x, operation, closed), x)
+def test_the_gate_on_all_of_the_block_learns_from_the_identity_part_as_well():
+    block, gate = SharedBlock(4, SPACE.operations), torch.ones((), requires_grad=True)
+    x, weights, operation = torch.randn(2, 4, 4, 8, 8), torch.randn(2, 4, 4, 8, 8), Operation(3, 3)
+    branch = block.candidates[operation.name](x).detach()
+
+    def slope():
+        return torch.autograd.grad((weights * block(x, operation, gate)).sum(), gate)[0]
+
+    torch.testing.assert_close(slope(), (weights * branch).sum(), rtol=1e-4, atol=1e-4)
     with ablation.gated_whole():
-        torch.testing.assert_close(block(x, operation, closed), torch.zeros_like(x))
-        torch.testing.assert_close(block(x, operation, None), x + block.candidates[operation.name](x))
+        torch.testing.assert_close(slope(), (weights * (x + branch)).sum(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(block(x, operation, torch.zeros(())), torch.zeros_like(x))
+        torch.testing.assert_close(block(x, operation, None), x + branch)
+    torch.testing.assert_close(slope(), (weights * branch).sum(), rtol=1e-4, atol=1e-4)
 
 
 def test_without_warm_up_the_steps_are_as_many():

@@ -182,6 +182,29 @@ def test_files_of_equal_content_are_fetched_at_once(cache: Path) -> None:
     assert not list(cache.rglob("*.partial"))
 
 
+def test_a_file_that_its_equal_replaces_while_it_is_linked_is_linked_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    class Store:
+        def get(self, name: str, md5: str, target: Path) -> None:
+            target.write_bytes(b"same")
+
+    link, refused = os.link, []
+
+    def replaced_once(file: Path, target: Path) -> None:
+        if not refused:
+            refused.append(target)
+            raise FileNotFoundError(2, "No such file or directory", str(file), None, str(target))
+        link(file, target)
+
+    monkeypatch.setattr(versions.os, "link", replaced_once)
+    md5 = hashlib.md5(b"same").hexdigest()
+    version = versions._version({"0.nii": md5}, {"revision": "v1"}, Store())
+    root = Path(str(versions.fetched(settings("s3://bucket/x", f"{md5}.dir"), version).data.root))
+    assert (root / "0.nii").read_bytes() == b"same"
+    assert refused
+
+
 def test_a_file_that_was_spoiled_here_is_had_again(repository: Path, cache: Path) -> None:
     config = settings(f"{repository}//raw", "v1")
     version = versions.find(config.data)
