@@ -1,6 +1,6 @@
 """Cost of one search iteration, in units of one training step of the average sampled network.
 
-    python -m benchmarks.search_step                     # S at 16x64x64, batches of 16 and 32; 20 minutes on two cores
+    python -m benchmarks.search_step                     # S at 16x64x64, batches of 16 and 32; 10 minutes on two cores
     python -m benchmarks.search_step --size 8,32,32 --batches 4 --rounds 2
 
 Five things take turns, so that a busy moment of the machine hits all of them alike:

@@ -144,9 +144,9 @@ def _multiplier(scores: FloatArray, share: FloatArray) -> float:
         weights = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         return float(((weights * share).sum(axis=1) / weights.sum(axis=1)).sum()) - 1
 
-    high = 1.0
     if excess(0.0) <= 0:
         return 0.0
+    high = 1.0
     while excess(high) > 0 and high < 1e9:
         high *= 4
     return high if excess(high) > 0 else float(brentq(excess, 0.0, high))
