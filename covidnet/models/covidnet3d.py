@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from covidnet.errors import CovidnetError
@@ -234,13 +233,3 @@ def initialise(model: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
-
-
-def random_genotype(
-    variant: str, classes: tuple[str, ...], channels: int, size: tuple[int, int, int], generator: torch.Generator
-) -> Genotype:
-    """A uniformly drawn architecture of the space: what a search has to beat."""
-    space = SPACES[variant]
-    drawn = torch.randint(len(space.operations), (sum(space.blocks),), generator=generator).tolist()
-    names = space.layers([space.operations[i].name for i in drawn])
-    return Genotype(variant, classes, channels, size, tuple(tuple(layer) for layer in names))

@@ -2,6 +2,8 @@
 
 import csv
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -49,7 +51,7 @@ def run(
     torch.manual_seed(config.seed)
     supernet = place(Supernet(space, config.channels, len(config.classes), settings.share_weights), device)
     synchronise(supernet)
-    random = result.random_paths(costing, settings.random, generator(config.seed, 10))
+    random = comparison(config, costing)
 
     def genotype_of(path: BlockChoice) -> Genotype:
         return Genotype.of_path(path, space, variant, config.classes, config.channels, settings.size)
@@ -65,39 +67,12 @@ def run(
         method(supernet, costing, weight_half, alpha_half, settings, config.augment, config.seed),
         work=work, title=f"search {space.name}", after_warmup=accuracy_before_alpha_moves, log=log,
     )  # fmt: skip
-    paths = searched.candidates
-    with progress(f"judge {space.name}", len(paths) + 1 + len(random)) as advance:
-        judged = []
-        for path in paths:
-            judged.append(judge(path, alpha_half))
-            advance(note=f"candidate, loss {judged[-1].loss:.3f}")
-        chosen = paths[int(np.argmin([j.loss for j in judged]))]
-        found = judge(chosen, validation)
-        advance(note=f"found, accuracy {found.accuracy:.3f}")
-        others = []
-        for path in random:
-            others.append(judge(path, validation))
-            advance(note=f"random, accuracy {others[-1].accuracy:.3f}")
-    genotype = genotype_of(chosen)
+    selection = _select(searched.candidates, random, judge, alpha_half, validation, f"judge {space.name}")
+    genotype = genotype_of(selection.chosen)
     genotype.save(work / "genotype.json")
-    chance = float(np.bincount(validation.labels.cpu().numpy()).max() / len(validation))
-    metrics = {
-        "size_mib": costing.size_mib(chosen),
-        "macs": costing.macs(chosen),
-        "receptive_field": costing.receptive_field(chosen),
-        "identity_blocks": sum(not operation.kernel for operation in genotype.operations),
-        "entropy": searched.history[-1]["entropy"],
-        "collapsed": searched.collapse is not None,
-        "chance": chance,
-        "warmup_accuracy": searched.warmup_accuracy,
-        "supernet_learned": above_chance(searched.warmup_accuracy, chance, len(validation)),
-        "supernet_accuracy": found.accuracy,
-        "random_accuracy_mean": float(np.mean([j.accuracy for j in others])),
-        "random_accuracy_max": float(np.max([j.accuracy for j in others])),
-        "random_beaten": sum(found.loss < other.loss for other in others) / len(others),
-    }
+    metrics = _metrics(searched, selection, costing, genotype, validation)
     if latency is not None:
-        metrics["latency_ms"] = costing.latency_ms(chosen)
+        metrics["latency_ms"] = costing.latency_ms(selection.chosen)
         latency.save(work / "latency.json")
     details = {
         "variant": variant,
@@ -107,9 +82,9 @@ def run(
         "history": searched.history,
         "collapse": searched.collapse,
         "budget": settings.budget.model_dump(),
-        "candidates": [{"path": p, "loss": j.loss, "accuracy": j.accuracy} for p, j in zip(paths, judged, strict=True)],
-        "random": [{"path": p, "loss": j.loss, "accuracy": j.accuracy} for p, j in zip(random, others, strict=True)],
-        "found": {"path": chosen, "loss": found.loss, "accuracy": found.accuracy},
+        "candidates": [{"path": path, **asdict(judged)} for path, judged in selection.candidates.items()],
+        "random": [{"path": path, **asdict(judged)} for path, judged in selection.random.items()],
+        "found": {"path": selection.chosen, **asdict(selection.found)},
     }
     folder.write_json(work / "search.json", details)
     np.save(work / "probabilities.npy", searched.probabilities.numpy().astype(np.float16), allow_pickle=False)
@@ -120,6 +95,73 @@ def run(
     folder.write_json(work / "metrics.json", metrics)
     (work / "checkpoint.pt").unlink()
     return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What was judged inside the supernet, and what came of it.
+
+    Args:
+        candidates: on the architecture half.
+        chosen: the candidate of least loss.
+        found: how it does on validation.
+        random: the architectures that it is compared with, on validation.
+    """
+
+    candidates: dict[BlockChoice, result.Judgement]
+    chosen: BlockChoice
+    found: result.Judgement
+    random: dict[BlockChoice, result.Judgement]
+
+
+def _select(
+    candidates: Sequence[BlockChoice],
+    random: Sequence[BlockChoice],
+    judge: Callable[[BlockChoice, Volumes], result.Judgement],
+    alpha_half: Volumes,
+    validation: Volumes,
+    title: str,
+) -> Selection:
+    """The best candidate on the architecture half, beside random architectures on validation."""
+    with progress(title, len(candidates) + 1 + len(random)) as advance:
+
+        def judged(what: str, path: BlockChoice, held_out: Volumes) -> result.Judgement:
+            judgement = judge(path, held_out)
+            advance(note=f"{what}, loss {judgement.loss:.3f}, accuracy {judgement.accuracy:.3f}")
+            return judgement
+
+        tried = {path: judged("candidate", path, alpha_half) for path in candidates}
+        chosen = min(tried, key=lambda path: tried[path].loss)
+        found = judged("found", chosen, validation)
+        return Selection(tried, chosen, found, {path: judged("random", path, validation) for path in random})
+
+
+def _metrics(
+    searched: dnas.Searched, selection: Selection, costing: Costing, genotype: Genotype, validation: Volumes
+) -> dict[str, Any]:
+    """The figures of `metrics.json`."""
+    chance = float(np.bincount(validation.labels.cpu().numpy()).max() / len(validation))
+    chosen, found, others = selection.chosen, selection.found, list(selection.random.values())
+    return {
+        "size_mib": costing.size_mib(chosen),
+        "macs": costing.macs(chosen),
+        "receptive_field": costing.receptive_field(chosen),
+        "identity_blocks": sum(not operation.kernel for operation in genotype.operations),
+        "entropy": searched.history[-1]["entropy"],
+        "collapsed": searched.collapse is not None,
+        "chance": chance,
+        "warmup_accuracy": searched.warmup_accuracy,
+        "supernet_learned": above_chance(searched.warmup_accuracy, chance, len(validation)),
+        "supernet_accuracy": found.accuracy,
+        "random_accuracy_mean": float(np.mean([other.accuracy for other in others])),
+        "random_accuracy_max": float(np.max([other.accuracy for other in others])),
+        "random_beaten": sum(found.loss < other.loss for other in others) / len(others),
+    }
+
+
+def comparison(config: Config, costing: Costing) -> list[BlockChoice]:
+    """The random architectures that a search is compared with: a function of its seed and budget alone."""
+    return result.random_paths(costing, config.search.random, generator(config.seed, 10))
 
 
 def _latencies(config: Config, packed: Packed, space: Space) -> LatencyTable | None:

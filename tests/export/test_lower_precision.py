@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,11 @@ from covidnet.export.bundle import Bundle
 from covidnet.inference import engine
 from covidnet.models import covidnet3d, saved
 from covidnet.models.blocks import Classifier, ScaleInput
+from tests.random_genotype import random_genotype
 
 SIZE, CLASSES = (16, 32, 32), ("NCP", "CP", "Normal")
 PATIENTS = 45  # 30 of them in validation
-GENOTYPE = replace(
-    covidnet3d.random_genotype("S", CLASSES, 1, SIZE, torch.Generator().manual_seed(1)), strides=(2, 2, 1, 1, 1, 1)
-)
+GENOTYPE = random_genotype("S", 1, size=SIZE, classes=CLASSES, strides=(2, 2, 1, 1, 1, 1))
 NAMES: list[engine.Precision] = ["int8", "bfloat16", "float16"]
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,8 @@ from covidnet.export.onnx import OPSET, export, parity
 from covidnet.inference.engine import Outputs
 from covidnet.models import baselines, covidnet3d
 from covidnet.models.blocks import Classifier
-from covidnet.models.covidnet3d import SPACES, random_genotype
+from covidnet.models.covidnet3d import SPACES
+from tests.random_genotype import random_genotype
 
 SIZE = (16, 32, 32)
 CLASSES = ("NCP", "CP", "Normal")
@@ -40,7 +41,7 @@ def build(name: str, channels: int) -> Classifier:
     if name in baselines.BASELINES:
         model = baselines.build(name, channels, len(CLASSES), SIZE)
     else:  # every operation of the space and the identity are in it
-        model = covidnet3d.build(random_genotype(name, CLASSES, channels, SIZE, torch.Generator().manual_seed(1)))
+        model = covidnet3d.build(random_genotype(name, 1, size=SIZE, channels=channels, classes=CLASSES))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):
             nn.init.uniform_(module.weight, 0.5, 1.0)

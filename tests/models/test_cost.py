@@ -3,13 +3,15 @@ import torch
 
 from covidnet.models import cost, covidnet3d
 from covidnet.models.covidnet3d import SPACES, Genotype, Operation
+from tests.random_genotype import random_genotype
 
 
-def random_genotype(variant, seed):
-    space = SPACES[variant]
-    drawn = torch.randint(8, (21,), generator=torch.Generator().manual_seed(seed)).tolist()
-    layers = space.layers([space.operations[i].name for i in drawn])
-    return drawn, Genotype(variant, ("a", "b", "c"), 3, (16, 64, 64), tuple(map(tuple, layers)))
+def path_of(genotype):
+    return [genotype.space.operations.index(operation) for operation in genotype.operations]
+
+
+def one_hot(genotype):
+    return torch.nn.functional.one_hot(torch.tensor(path_of(genotype)), 8).double()
 
 
 def test_a_blocks_cost_by_hand():
@@ -24,18 +26,16 @@ def test_the_tables_equal_the_count_of_the_built_network():
     for variant in SPACES:
         costs = cost.table(SPACES[variant], (16, 64, 64), 3, 3)
         for seed in range(3):
-            drawn, genotype = random_genotype(variant, seed)
-            one_hot = torch.nn.functional.one_hot(torch.tensor(drawn), 8).double()
+            genotype = random_genotype(variant, seed, channels=3)
             counted = cost.count(covidnet3d.build(genotype), (16, 64, 64), 3)
-            assert float(costs.size_mib(one_hot)) == counted.size_mib
-            assert float(costs.expected_macs(one_hot)) == counted.macs
+            assert float(costs.size_mib(one_hot(genotype))) == counted.size_mib
+            assert float(costs.expected_macs(one_hot(genotype))) == counted.macs
 
 
 def test_odd_sizes_round_up_like_the_convolutions_do():
-    drawn, genotype = random_genotype("S", 5)
+    genotype = random_genotype("S", 5, channels=3)
     costs = cost.table(SPACES["S"], (17, 49, 51), 3, 3)
-    one_hot = torch.nn.functional.one_hot(torch.tensor(drawn), 8).double()
-    assert float(costs.expected_macs(one_hot)) == cost.count(covidnet3d.build(genotype), (17, 49, 51), 3).macs
+    assert float(costs.expected_macs(one_hot(genotype))) == cost.count(covidnet3d.build(genotype), (17, 49, 51), 3).macs
 
 
 def test_expected_size_is_differentiable_and_lies_between_the_extremes():
@@ -70,6 +70,5 @@ def test_the_receptive_field_is_as_wide_as_the_gradient_of_one_cell(strides):
     maps[0, 0, 0, 0, maps.shape[-1] // 2].backward()
     seen = torch.nonzero(volume.grad.amax(dim=(0, 1, 2, 3)))
     fixed, added = cost.receptive_field(genotype.space)
-    path = [genotype.space.operations.index(operation) for operation in genotype.operations]
-    by_parts = fixed + float(added[range(21), path].sum())
+    by_parts = fixed + float(added[range(21), path_of(genotype)].sum())
     assert by_parts == int(seen.max() - seen.min()) + 1

@@ -9,27 +9,19 @@ import torch
 from torch import nn
 
 from covidnet.config import Augment, Budget, Search, Training
-from covidnet.models import cost
 from covidnet.models.blocks import Classifier
-from covidnet.models.covidnet3d import Space
 from covidnet.models.supernet import Supernet
 from covidnet.models.synchronised import synchronise
 from covidnet.progress import first_process
-from covidnet.search.budget import Costing
 from covidnet.search.dnas import Run, search
 from covidnet.search.evolution import Evolution
 from covidnet.search.result import Judgement
 from covidnet.training import distributed
 from covidnet.training.loop import as_input, fit
 from covidnet.training.volumes import Volumes
+from tests.toy_space import SIZE, SPACE, costing, volumes
 
-SIZE = (8, 16, 16)
-SPACE = Space("toy", widths=(8, 12), strides=(2, 2), blocks=(2, 2), stem=8, last=16)
-
-
-def volumes(seed: int) -> Volumes:
-    rng = np.random.default_rng(seed)
-    return Volumes(torch.from_numpy(rng.integers(0, 255, (24, *SIZE), dtype=np.uint8)), torch.arange(24) % 3)
+WEIGHT_HALF, ALPHA_HALF = volumes(24, seed=0), volumes(24, seed=1)
 
 
 def searched(work: Path) -> dict:
@@ -37,13 +29,12 @@ def searched(work: Path) -> dict:
     torch.manual_seed(0)
     supernet = Supernet(SPACE, 1, 3)
     synchronise(supernet)
-    costing = Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget)
-    run = Run(supernet, costing, volumes(0), volumes(1), settings, Augment(), 0)
+    run = Run(supernet, costing(), WEIGHT_HALF, ALPHA_HALF, settings, Augment(), 0)
     result = search(run, work=work, title="toy search", after_warmup=lambda: 0.5)
     losses = [[row["weight_loss"], row["alpha_loss"] or 0.0] for row in result.history]
     # not the weights themselves: a bias that the next normalisation takes out again has a gradient of rounding errors
     with torch.no_grad():
-        logits = supernet(as_input(supernet, volumes(1).scans), result.alpha.argmax(dim=1).tolist())
+        logits = supernet(as_input(supernet, ALPHA_HALF.scans), result.alpha.argmax(dim=1).tolist())
     return {"alpha": result.alpha, "losses": torch.tensor(losses), "logits": logits}
 
 
@@ -57,8 +48,7 @@ def evolved(work: Path) -> dict:
         shift = 0.0 if first_process() else float(np.random.default_rng().random())  # rounding, and much more of it
         return Judgement(0.5, sum(path) / 40 + shift)
 
-    costing = Costing(cost.table(SPACE, SIZE, 1, 3), settings.budget)
-    run = Evolution(supernet, costing, volumes(0), volumes(1), settings, Augment(), 0, judge)
+    run = Evolution(supernet, costing(), WEIGHT_HALF, ALPHA_HALF, settings, Augment(), 0, judge)
     result = search(run, work=work, title="toy evolution", after_warmup=lambda: 0.5)
     losses = torch.tensor([row["weight_loss"] for row in result.history])
     return {"paths": torch.tensor(result.candidates), "losses": losses, "shares": result.probabilities}
@@ -70,7 +60,7 @@ def trained(work: Path) -> dict:
     model = Classifier(features, nn.Linear(8, 3), dropout=0.3)
     synchronise(model)
     settings = Training(batch=8, evaluations=2)
-    fit(model, volumes(0), volumes(1), settings, Augment(), scans=160, seed=0, work=work, title="toy training")
+    fit(model, WEIGHT_HALF, ALPHA_HALF, settings, Augment(), scans=160, seed=0, work=work, title="toy training")
     return dict(model.state_dict())
 
 
