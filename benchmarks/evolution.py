@@ -21,13 +21,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.figures import save
 from benchmarks.machine import facts
-from benchmarks.ranking import VARIANT
+from benchmarks.ranking import VARIANT, costing_of
 from covidnet import folder, stages
 from covidnet.config import Config, load
 from covidnet.evaluation.bootstrap import paired_difference
 from covidnet.evaluation.metrics import Predictions
-from covidnet.models import cost
-from covidnet.models.covidnet3d import space_of
 from covidnet.search.budget import Costing
 from covidnet.search.evolution import GENERATIONS
 
@@ -88,13 +86,6 @@ def compare(config: Config, seed: int, work: Path) -> tuple[Outcome, Outcome]:
     stages.retrain(config, dataset, *evolved, VARIANT)
     costing = costing_of(config)
     return outcome("DNAS", seed, searched, trained, costing), outcome("evolution", seed, *evolved, costing)
-
-
-def costing_of(config: Config) -> Costing:
-    """Sizes of the architectures that a run searches."""
-    space = space_of(VARIANT, config.search.strides)
-    table = cost.table(space, config.search.size, config.channels, len(config.classes))
-    return Costing(table, config.search.budget)
 
 
 def outcome(name: str, seed: int, searched: Path, trained: Path, costing: Costing) -> Outcome:

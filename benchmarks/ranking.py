@@ -6,13 +6,16 @@
     python -m benchmarks.ranking --difficulty 0 --masked 0 --jobs 2 --out benchmarks/results/ranking_demo.json \\
         --picture docs/images/ranking-demo.png                          # the demo's task and search; 2 hours on two cores
     python -m benchmarks.ranking --jobs 8                               # a GPU that one training alone doesn't fill
+    OMP_NUM_THREADS=1 python -m benchmarks.ranking --complete --jobs 2  # the random ones that a stopped ranking lacks
 
 Three kinds of architecture of the S space under one size budget, each retrained with the same settings and read on the
 validation split: found by the search, one per seed; found with the boolean mask of the authors' released code, whose
 architecture parameters get no gradient, one per seed; drawn at random under the budget, those that the first search was
 compared with. Their accuracy with shared weights stands beside the retrained one, with Kendall's tau. Everything goes
-through the stages, so that a stopped run goes on where it was, and what is there is written after every network. The demo's
-search is too short for phantoms as hard as the paper's data; `ranking.json` says what was set.
+through the stages, so that a stopped run goes on where it was, and what is there is written after every network. Where
+neither its supernets nor its machine are at hand any more, `--complete` draws the random ones anew, which takes no
+supernet, and trains those that the result lacks, cheapest first; their rows say on what. The demo's search is too short for
+phantoms as hard as the paper's data; `ranking.json` says what was set.
 """
 
 import argparse
@@ -35,8 +38,11 @@ from benchmarks.machine import facts
 from covidnet import folder, stages
 from covidnet.config import Config, load
 from covidnet.data import packed
+from covidnet.models import cost
 from covidnet.models.covidnet3d import Genotype, space_of
 from covidnet.search import gumbel
+from covidnet.search.budget import Costing
+from covidnet.search.run import comparison
 from covidnet.training.distributed import device
 
 VARIANT = "S"
@@ -56,32 +62,39 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("results/ranking"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--picture", type=Path, default=Path("docs/images/ranking.png"))
+    parser.add_argument("--complete", action="store_true", help="train what the result at --out lacks, as it was set")
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    base = [
+    overrides = [
         f"search.random={options.random}",
         f"data.phantom.difficulty={options.difficulty}",
         f"data.phantom.patients={options.patients}",
-        f"results={options.work}",
-        *options.overrides,
     ]
-    configs = [load(None, [*base, f"seed={seed}"]) for seed in range(options.seeds)]
+    found: dict[str, Any] = {}
+    if options.complete:
+        found = json.loads(options.out.read_text())
+        overrides = found["settings"]["overrides"]
+    overrides += options.overrides
+    configs = [load(None, [*overrides, f"results={options.work}", f"seed={seed}"]) for seed in range(options.seeds)]
     dataset = options.work / "dataset"
     stages.ingest(configs[0], dataset)
-    settings = {"search": configs[0].search.model_dump(mode="json"), "overrides": base}
-    scans = len(packed.read(dataset).split("validation"))
-    common = {**facts(), "device": device().type, "settings": settings, "validation_scans": scans}
+    if options.complete:
+        trained = complete(found["rows"], configs[0], dataset, options.work, options.jobs)
+    else:
+        settings = {"search": configs[0].search.model_dump(mode="json"), "overrides": overrides}
+        scans = len(packed.read(dataset).split("validation"))
+        found = {**facts(), "device": device().type, "settings": settings, "validation_scans": scans}
+        trained = compare(configs, configs[: options.masked], dataset, options.work, options.jobs)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    found = common
-    for rows in compare(configs, configs[: options.masked], dataset, options.work, options.jobs):
-        found = {**common, "rows": rows, **summary(rows)}
+    for rows in trained:
+        found |= {"rows": rows, **summary(rows)}
         folder.write_json(options.out, folder.finite(found))
     print(f"{'':>14} {'seed':>5} | {'retrained':>9} | {'shared':>7} | {'MiB':>5} | random ones beaten")
     for row in found["rows"]:
         beaten = f"{row['beaten']:.0%}" if "beaten" in row else ""
-        shared = f"{row['shared']:7.3f}"
+        shared = f"{row['shared']:.3f}" if "shared" in row else ""
         print(
-            f"{row['kind']:>14} {row['seed']:>5} | {row['retrained']:9.3f} | {shared} | {row['size_mib']:5.2f} | {beaten}"
+            f"{row['kind']:>14} {row['seed']:>5} | {row['retrained']:9.3f} | {shared:>7} | {row['size_mib']:5.2f} | {beaten}"
         )
     print(
         f"\nKendall's tau of shared against retrained accuracy: {found['kendall_tau']:.2f} (p {found['kendall_p']:.2g})"
@@ -105,6 +118,37 @@ def compare(
         for ended in as_completed(training):
             done[training[ended]] = ended.result()
             yield [done[at] for at in sorted(done)]
+
+
+def complete(
+    rows: Sequence[dict[str, Any]], config: Config, dataset: Path, work: Path, jobs: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a stopped ranking with, one after the other, those of the random architectures that it lacks."""
+    costing = costing_of(config)
+    paths = dict(enumerate(comparison(config, costing)))
+    for row in rows:
+        if row["kind"] == "random" and row["macs"] != costing.macs(paths.pop(row["seed"])):
+            raise SystemExit(
+                f"random architecture {row['seed']} of the result is drawn otherwise now: set what it was set"
+            )
+    for number, path in paths.items():
+        write_genotype(config, path, work / "search" / name_of("random", number))
+    on = {"date": facts()["date"], "device": f"{device().type}, {facts()['machine']['processor']}"}
+    lacking = sorted(paths, key=lambda number: costing.macs(paths[number]))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        training = [
+            pool.submit(retrain, config, dataset, {"kind": "random", "seed": number, **on}, work) for number in lacking
+        ]
+        for ended in as_completed(training):
+            rows = sorted([*rows, ended.result()], key=lambda row: (list(COLORS).index(row["kind"]), row["seed"]))
+            yield rows
+
+
+def costing_of(config: Config) -> Costing:
+    """Costs of the architectures that a configuration's search chooses among."""
+    space = space_of(VARIANT, config.search.strides)
+    table = cost.table(space, config.search.size, config.channels, len(config.classes))
+    return Costing(table, config.search.budget)
 
 
 def name_of(kind: str, seed: int) -> str:
@@ -147,7 +191,8 @@ def retrain(config: Config, dataset: Path, row: dict[str, Any], work: Path) -> d
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the rows say together; those not drawn at random get the share of random ones that they beat."""
     by_kind = {kind: np.array([row["retrained"] for row in rows if row["kind"] == kind]) for kind in COLORS}
-    tau = kendalltau([row["shared"] for row in rows], [row["retrained"] for row in rows])
+    both = [(row["shared"], row["retrained"]) for row in rows if "shared" in row]
+    tau = kendalltau(*zip(*both, strict=True))
     for row in rows:
         if row["kind"] != "random":
             row["beaten"] = share(row["retrained"] > by_kind["random"])
@@ -167,16 +212,18 @@ def share(values: np.ndarray) -> float:
 
 
 def draw(found: dict[str, Any], out: Path) -> None:
-    """Left the retrained accuracies of each kind, right shared against retrained."""
+    """Left the retrained accuracies of each kind, open for those of another device; right shared against retrained."""
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
     strips, scatter = figure.subplots(1, 2, width_ratios=(1.2, 1))
     kinds = [kind for kind in COLORS if any(row["kind"] == kind for row in found["rows"])]
     for at, kind in enumerate(kinds):
         color, rows = COLORS[kind], [row for row in found["rows"] if row["kind"] == kind]
         accuracy = 100 * np.array([row["retrained"] for row in rows])
-        scatter.scatter([100 * row["shared"] for row in rows], accuracy, color=color, s=30, label=kind, alpha=0.8)
+        judged = [(100 * row["shared"], 100 * row["retrained"]) for row in rows if "shared" in row]
+        scatter.scatter(*zip(*judged, strict=True), color=color, s=30, label=kind, alpha=0.8)
         spread = np.linspace(-0.15, 0.15, len(rows)) if len(rows) > 1 else np.zeros(1)
-        strips.scatter(accuracy, at + spread, color=color, s=34, alpha=0.8)
+        faces = ["none" if "device" in row else color for row in rows]
+        strips.scatter(accuracy, at + spread, facecolors=faces, edgecolors=color, s=34, alpha=0.8)
         scans = found["validation_scans"]
         ends = binomtest(round(accuracy.mean() / 100 * scans), scans).proportion_ci()
         strips.plot([100 * ends.low, 100 * ends.high], [at + 0.3] * 2, color=color, linewidth=1)

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evolution import Outcome, costing_of, outcome, over_seeds
+from benchmarks.evolution import Outcome, outcome, over_seeds
 from benchmarks.machine import facts
-from benchmarks.ranking import VARIANT
+from benchmarks.ranking import VARIANT, costing_of
 from covidnet import folder, stages
 from covidnet.config import load
 from covidnet.evaluation.bootstrap import paired_difference
