@@ -31,6 +31,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import binomtest, kendalltau
 
 from benchmarks.figures import save
@@ -212,28 +213,33 @@ def share(values: np.ndarray) -> float:
 
 
 def draw(found: dict[str, Any], out: Path) -> None:
-    """Left the retrained accuracies of each kind, open for those of another device; right shared against retrained."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
-    strips, scatter = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    """Retrained accuracies of each kind, open for another device; then over multiply-accumulates and shared accuracy."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained", dpi=100)
+    strips, macs, shared = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     kinds = [kind for kind in COLORS if any(row["kind"] == kind for row in found["rows"])]
     for at, kind in enumerate(kinds):
-        color, rows = COLORS[kind], [row for row in found["rows"] if row["kind"] == kind]
+        rows = [row for row in found["rows"] if row["kind"] == kind]
         accuracy = 100 * np.array([row["retrained"] for row in rows])
-        judged = [(100 * row["shared"], 100 * row["retrained"]) for row in rows if "shared" in row]
-        scatter.scatter(*zip(*judged, strict=True), color=color, s=30, label=kind, alpha=0.8)
         spread = np.linspace(-0.15, 0.15, len(rows)) if len(rows) > 1 else np.zeros(1)
-        faces = ["none" if "device" in row else color for row in rows]
-        strips.scatter(accuracy, at + spread, facecolors=faces, edgecolors=color, s=34, alpha=0.8)
+        look = {"edgecolors": COLORS[kind], "s": 34, "alpha": 0.8, "label": kind}
+        faces = np.array(["white" if "device" in row else COLORS[kind] for row in rows])
+        strips.scatter(accuracy, at + spread, facecolors=faces, **look)
+        macs.scatter([row["macs"] / 1e6 for row in rows], accuracy, facecolors=faces, **look)
+        known = np.array(["shared" in row for row in rows])
+        within = [100 * row["shared"] for row in rows if "shared" in row]
+        shared.scatter(within, accuracy[known], facecolors=faces[known], **look)
         scans = found["validation_scans"]
         ends = binomtest(round(accuracy.mean() / 100 * scans), scans).proportion_ci()
-        strips.plot([100 * ends.low, 100 * ends.high], [at + 0.3] * 2, color=color, linewidth=1)
+        strips.plot([100 * ends.low, 100 * ends.high], [at + 0.3] * 2, color=COLORS[kind], linewidth=1)
     strips.set_yticks(range(len(kinds)), kinds)
-    strips.set_xlabel("accuracy on validation after retraining, %\n(lines: 95 % interval of the mean's scans)")
+    strips.set_xlabel("retrained, % on validation\n(lines: 95 % interval of the mean's scans)")
     strips.invert_yaxis()
-    scatter.set_xlabel("with shared weights, %")
-    scatter.set_ylabel("retrained, %")
-    scatter.set_title(f"Kendall's tau {found['kendall_tau']:.2f}", fontsize=10)
-    scatter.legend(frameon=False, fontsize=8)
+    for axes, what in ((macs, "10⁶ multiply-accumulates"), (shared, "with shared weights, %")):
+        axes.set_xlabel(what)
+        axes.set_ylabel("retrained, %")
+    shared.set_title(f"Kendall's tau {found['kendall_tau']:.2f}", fontsize=10)
+    handles = [Line2D([], [], color=COLORS[kind], marker="o", linestyle="", label=kind) for kind in kinds]
+    macs.legend(handles=handles, frameon=False, fontsize=8)
     save(figure, out)
 
 
