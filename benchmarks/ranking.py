@@ -134,7 +134,8 @@ def complete(
             )
     for number, path in paths.items():
         write_genotype(config, path, work / "search" / name_of("random", number))
-    on = {"date": facts()["date"], "device": f"{device().type}, {facts()['machine']['processor']}"}
+    here = facts()
+    on = {"date": here["date"], "device": f"{device().type}, {here['machine']['processor']}"}
     lacking = sorted(paths, key=lambda number: costing.macs(paths[number]))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         training = [
@@ -221,7 +222,7 @@ def draw(found: dict[str, Any], out: Path) -> None:
         rows = [row for row in found["rows"] if row["kind"] == kind]
         accuracy = 100 * np.array([row["retrained"] for row in rows])
         spread = np.linspace(-0.15, 0.15, len(rows)) if len(rows) > 1 else np.zeros(1)
-        look = {"edgecolors": COLORS[kind], "s": 34, "alpha": 0.8, "label": kind}
+        look = {"edgecolors": COLORS[kind], "s": 34, "alpha": 0.8}
         faces = np.array(["white" if "device" in row else COLORS[kind] for row in rows])
         strips.scatter(accuracy, at + spread, facecolors=faces, **look)
         macs.scatter([row["macs"] / 1e6 for row in rows], accuracy, facecolors=faces, **look)
